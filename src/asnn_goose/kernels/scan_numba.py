@@ -1,0 +1,201 @@
+"""The linear scan S_t = decay * S_{t-1} + k_t * v_t compiled for the CPU by numba, where it is installed.
+
+One task is one row of the batch and one block of channels: the loop over time is sequential, the loop
+over channels inside it is SIMD, and the block's running state stays in the first-level cache. No two
+tasks write to one address and no reduction crosses tasks, so results do not depend on the number of
+threads, to the last bit. The backward is the reverse scan described in `scan_torch`.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, no_type_check
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from asnn_goose.errors import MachineError
+
+try:
+    import numba
+except ImportError as error:
+    raise MachineError(
+        f"the numba scan needs numba, which cannot be imported ({error}): pip install 'asnn-goose[cpu]', "
+        "or choose the torch backend"
+    ) from error
+
+# Two or three cache lines of each array at work per step, and at least 24 tasks at 8 x 768 channels.
+BLOCK_CHANNELS = 256
+# Fusing multiply and add is the one liberty the compiler takes: it rounds once instead of twice.
+LIBERTIES = {"contract"}
+
+
+def _compile(kernel: Callable[..., None]) -> Callable[..., None]:
+    """The kernel as machine code, kept on disk between processes where some folder can be written."""
+    options = {"parallel": True, "nogil": True, "fastmath": LIBERTIES}
+    try:
+        compiled: Callable[..., None] = numba.njit(cache=True, **options)(kernel)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        compiled = numba.njit(**options)(kernel)
+    return compiled
+
+
+# no_type_check keeps the shape checks of the test run from wrapping what numba has to compile.
+@_compile
+@no_type_check
+def _scan(k, v, decay, initial_state, valid, masked, states):
+    """Fill `states` (batch time width); `valid` is read only if `masked`."""
+    batch, time, width = k.shape
+    blocks = (width + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
+    for task in numba.prange(batch * blocks):
+        row = task // blocks
+        first = (task % blocks) * BLOCK_CHANNELS
+        last = min(first + BLOCK_CHANNELS, width)
+        rate = decay[first:last]
+        state = initial_state[row, first:last].copy()
+        for step in range(time):
+            out = states[row, step, first:last]
+            if masked and not valid[row, step]:
+                out[:] = state
+                continue
+            key = k[row, step, first:last]
+            value = v[row, step, first:last]
+            for channel in range(state.size):
+                updated = rate[channel] * state[channel] + key[channel] * value[channel]
+                state[channel] = updated
+                out[channel] = updated
+
+
+@_compile
+@no_type_check
+def _reverse_scan(
+    k, v, decay, initial_state, valid, masked, states, states_gradient, carried, k_gradient, v_gradient, partial
+):
+    """Fill both input gradients and `partial` (batch width), each row's share of the decay's gradient.
+
+    `carried` (batch width) enters as the gradient of the final state and leaves as the initial state's.
+    """
+    batch, time, width = k.shape
+    blocks = (width + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
+    for task in numba.prange(batch * blocks):
+        row = task // blocks
+        first = (task % blocks) * BLOCK_CHANNELS
+        last = min(first + BLOCK_CHANNELS, width)
+        rate = decay[first:last]
+        flow = carried[row, first:last]
+        share = partial[row, first:last]
+        share[:] = 0
+        for step in range(time - 1, -1, -1):
+            arriving = states_gradient[row, step, first:last]
+            k_out = k_gradient[row, step, first:last]
+            v_out = v_gradient[row, step, first:last]
+            if masked and not valid[row, step]:
+                for channel in range(flow.size):
+                    flow[channel] += arriving[channel]
+                k_out[:] = 0
+                v_out[:] = 0
+                continue
+            key = k[row, step, first:last]
+            value = v[row, step, first:last]
+            before = states[row, step - 1, first:last] if step > 0 else initial_state[row, first:last]
+            for channel in range(flow.size):
+                total = flow[channel] + arriving[channel]
+                k_out[channel] = total * value[channel]
+                v_out[channel] = total * key[channel]
+                share[channel] += total * before[channel]
+                flow[channel] = rate[channel] * total
+
+
+@cache
+def _most_threads() -> int:
+    """The number of threads numba has started; starting them may warn about a library it then does not use."""
+    with catch_warnings():
+        simplefilter("ignore")
+        numba.get_num_threads()
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
+def _run(kernel: Callable[..., None], *arguments: Any) -> None:
+    """Run a kernel on as many threads as torch uses, and leave numba's own setting as it was."""
+    threads = min(torch.get_num_threads(), _most_threads())
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        kernel(*arguments)
+    finally:
+        numba.set_num_threads(before)
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """The tensor's memory as a C-ordered array: one compiled version serves every stride."""
+    array: np.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
+    return array
+
+
+def linear_scan_numba(
+    k: Float[Tensor, "batch time width"],
+    v: Float[Tensor, "batch time width"],
+    decay: Float[Tensor, " width"],
+    initial_state: Float[Tensor, "batch width"],
+    valid: Bool[Tensor, "batch time"] | None,
+) -> tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch width"]]:
+    """The state after each step and after the last one; float32 or float64 on the CPU.
+
+    All float arguments share one dtype. Gradients reach k, v, decay and initial_state, once (no second
+    derivative), and are zero at masked steps whatever their inputs hold. The first call compiles, for a
+    few seconds, unless an earlier process left its machine code on disk.
+    """
+    states, final_state = _LinearScan.apply(k, v, decay, initial_state, valid)
+    return states, final_state
+
+
+class _LinearScan(torch.autograd.Function):
+    """The compiled scan with the compiled reverse scan as backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        k: Float[Tensor, "batch time width"],
+        v: Float[Tensor, "batch time width"],
+        decay: Float[Tensor, " width"],
+        initial_state: Float[Tensor, "batch width"],
+        valid: Bool[Tensor, "batch time"] | None,
+    ) -> tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch width"]]:
+        """Fill the states and keep them: they are what the backward needs of the past."""
+        states = torch.empty(k.shape, dtype=k.dtype)
+        _run(_scan, *_inputs(k, v, decay, initial_state, valid), states.numpy())
+        ctx.save_for_backward(k, v, decay, initial_state, valid, states)
+        return states, states[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        states_gradient: Float[Tensor, "batch time width"],
+        final_state_gradient: Float[Tensor, "batch width"],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        """Run the reverse scan; the rows' shares of the decay's gradient are added in the rows' order."""
+        k, v, decay, initial_state, valid, states = ctx.saved_tensors
+        carried = final_state_gradient.clone(memory_format=torch.contiguous_format)
+        k_gradient, v_gradient = torch.empty_like(states), torch.empty_like(states)
+        partial = np.empty(carried.shape, dtype=carried.numpy().dtype)
+        _run(
+            _reverse_scan,
+            *_inputs(k, v, decay, initial_state, valid),
+            *(_array(tensor) for tensor in (states, states_gradient, carried, k_gradient, v_gradient)),
+            partial,
+        )
+        return k_gradient, v_gradient, torch.from_numpy(partial.sum(axis=0)), carried, None
+
+
+def _inputs(
+    k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor, valid: Tensor | None
+) -> tuple[np.ndarray[Any, Any] | bool, ...]:
+    """The arguments both kernels begin with; an absent mask is a placeholder that is never read."""
+    mask = np.ones((1, 1), dtype=np.bool_) if valid is None else _array(valid)
+    return _array(k), _array(v), _array(decay), _array(initial_state), mask, valid is not None

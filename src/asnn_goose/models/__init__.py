@@ -1,0 +1,1 @@
+"""The teacher, the student, and everything a model is made of."""

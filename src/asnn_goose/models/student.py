@@ -1,0 +1,287 @@
+"""The spiking recurrent student: a real transformers model, so save, load and generate are the library's own."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from asnn_goose.models.cache import RecurrentCache, RecurrentLayer
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.mixers import FeedForward, MixerMemory, WkvMixer
+from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.surrogate import SurrogateSpec
+
+
+@dataclass
+class GooseOutput(ModelOutput):
+    """What a forward pass returns.
+
+    Attributes:
+        loss: Next-token cross-entropy in nats, mean over scored tokens, if labels were given.
+        logits: [batch time vocabulary]; None from the body without a head.
+        last_hidden_state: After the final norm, [batch time width].
+        past_key_values: The cache to continue from, if asked for.
+        hidden_states: Embedding output, then every block's output, if asked for.
+        spikes: For each block a mapping of site to integer spikes [batch time width], if asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    past_key_values: RecurrentCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    spikes: tuple[dict[str, Tensor], ...] | None = None
+
+
+class GooseBlock(nn.Module):
+    """One block: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: GooseConfig, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = build_norm(config)
+        self.mixer = build_mixer(config, layer)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = FeedForward(
+            config.hidden_size, cast(int, config.intermediate_size), cast(Any, config.mlp), config.mlp_bias
+        )
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], cache: RecurrentLayer | None, valid: Tensor | None
+    ) -> tuple[Float[Tensor, "batch time width"], dict[str, Tensor]]:
+        """The block's output and its spikes by site; the layer's cache, if given, is updated."""
+        memory = None
+        if cache is not None and cache.state is not None and cache.shift is not None:
+            memory = MixerMemory(cache.state, cache.shift)
+        mixed = self.mixer(self.mixer_norm(x), memory, valid)
+        if cache is not None:
+            cache.update(mixed.memory.state, mixed.memory.shift)
+        x = x + mixed.residual
+        return x + self.feed_forward(self.feed_forward_norm(x)), mixed.spikes
+
+
+class GoosePreTrainedModel(PreTrainedModel):
+    """What the body and the language model share: configuration, initialization, cache policy."""
+
+    config_class = GooseConfig
+    base_model_prefix = "model"
+    input_modalities: ClassVar[tuple[str, ...]] = ("text",)
+    supports_gradient_checkpointing = False
+    _no_split_modules: ClassVar[list[str]] = ["GooseBlock"]
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, (WkvMixer, FeedForward, SpikeEncoder, nn.LayerNorm, nn.RMSNorm)):
+            module.reset_parameters()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # generate must not make a growing cache: forward makes a RecurrentCache itself.
+        return False
+
+
+class GooseModel(GoosePreTrainedModel):
+    """The body: embeddings, blocks and the final norm, without the head."""
+
+    def __init__(self, config: GooseConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.positions == "learned"
+        self.embed_positions = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        )
+        self.layers = nn.ModuleList(GooseBlock(config, index) for index in range(config.num_hidden_layers))
+        self.norm = build_norm(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch time"] | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "batch time width"] | None = None,
+        past_key_values: RecurrentCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_spikes: bool = False,
+    ) -> GooseOutput:
+        """Hidden states of the tokens after what the cache has seen.
+
+        `attention_mask` marks valid tokens by 1, over the given columns or over past and given ones together;
+        a padded column leaves state, token shift and position untouched.
+
+        Raises:
+            ValueError: Neither or both of ids and embeddings, or more tokens than learned positions.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("forward takes either input_ids or inputs_embeds, exactly one of them")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = past_key_values is not None
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = RecurrentCache(len(self.layers))
+        valid = valid_columns(attention_mask, x.shape[1])
+        if self.embed_positions is not None:
+            x = x + self._position_embeddings(x, valid, cache)
+        hidden_states, spikes = [x], []
+        for index, block in enumerate(self.layers):
+            layer_cache = None if cache is None else cache.layers[index]
+            x, block_spikes = block(x, layer_cache, valid)
+            hidden_states.append(x)
+            spikes.append(block_spikes)
+        self._advance(cache, x, valid)
+        return GooseOutput(
+            last_hidden_state=self.norm(x),
+            past_key_values=cache if use_cache else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            spikes=tuple(spikes) if output_spikes else None,
+        )
+
+    def _position_embeddings(self, x: Tensor, valid: Tensor | None, cache: RecurrentCache | None) -> Tensor:
+        batch, time = x.shape[:2]
+        if valid is None:
+            positions = torch.arange(time, device=x.device).expand(batch, time)
+        else:
+            positions = (valid.long().cumsum(dim=1) - 1).clamp_min(0)
+        past = 0
+        if cache is not None and cache.layers[0].tokens_seen is not None:
+            past = cache.get_seq_length()
+            positions = positions + cache.layers[0].tokens_seen.unsqueeze(1)
+        if past + time > self.config.max_position_embeddings:
+            self._check_positions(positions)
+        return cast(Tensor, self.embed_positions(positions))  # type: ignore[misc]
+
+    def _check_positions(self, positions: Tensor) -> None:
+        # Padding does not use positions up, so only this rare path looks at the values, which waits for the device.
+        longest, limit = int(positions.max()) + 1, self.config.max_position_embeddings
+        if longest > limit:
+            raise ValueError(
+                f"the sequence reaches {longest} tokens, but this student has {limit} learned positions: "
+                "shorten the input, or train with student.positions=none or a larger student.max_positions"
+            )
+
+    def _advance(self, cache: RecurrentCache | None, x: Tensor, valid: Tensor | None) -> None:
+        if cache is None:
+            return
+        batch, time = x.shape[:2]
+        tokens = torch.full((batch,), time, device=x.device) if valid is None else valid.sum(dim=1)
+        for layer in cache.layers:
+            layer.advance(time, tokens)
+
+
+class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
+    """The student language model: the body and a head, tied to the token embedding unless told otherwise."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: GooseConfig) -> None:
+        super().__init__(config)
+        self.model = GooseModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch time"] | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "batch time width"] | None = None,
+        past_key_values: RecurrentCache | None = None,
+        labels: Int[Tensor, "batch time"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_spikes: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> GooseOutput | tuple[Any, ...]:
+        """Logits of the next token at each position; see `GooseModel.forward`.
+
+        Args:
+            input_ids: Token ids.
+            attention_mask: 1 at valid tokens.
+            inputs_embeds: Embeddings in place of ids.
+            past_key_values: The cache to continue from; it is updated in place.
+            labels: Targets, usually `input_ids` themselves: the shift happens inside; -100 is not scored.
+            use_cache: Return a cache.
+            output_hidden_states: Return the embedding output and every block's output.
+            output_spikes: Return the spikes of every block by site.
+            logits_to_keep: Compute logits of only the last so many positions; 0 keeps all.
+            return_dict: False returns a tuple, as transformers has it.
+            kwargs: Arguments of other models that `generate` and `Trainer` pass on, such as `position_ids`
+                (positions follow from `attention_mask` here) and `num_items_in_batch`.
+        """
+        body = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_spikes=output_spikes,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(body.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+            )  # fmt: skip
+        output = GooseOutput(
+            loss=loss,
+            logits=logits,
+            last_hidden_state=body.last_hidden_state,
+            past_key_values=body.past_key_values,
+            hidden_states=body.hidden_states,
+            spikes=body.spikes,
+        )
+        return output if return_dict in (None, True) else output.to_tuple()
+
+
+def build_norm(config: GooseConfig) -> nn.Module:
+    """The normalization a configuration names."""
+    norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+    return norm(config.hidden_size, eps=config.norm_eps)
+
+
+def build_mixer(config: GooseConfig, layer: int) -> WkvMixer:
+    """The mixer of one block, with its spike encoders."""
+    encoders = {site: build_encoder(config) for site in cast(dict[str, Any], config.spikes)["sites"]}
+    return WkvMixer(
+        width=config.hidden_size,
+        layer=layer,
+        layers=config.num_hidden_layers,
+        encoders=encoders,
+        decay_init=cast(Any, config.decay_init),
+        mix_init=cast(Any, config.mix_init),
+        recurrence=cast(Any, config.recurrence),
+        backend=cast(Any, config.scan_backend),
+    )
+
+
+def build_encoder(config: GooseConfig) -> SpikeEncoder:
+    """A spike encoder as the configuration describes it."""
+    spikes = cast(dict[str, Any], config.spikes)
+    return SpikeEncoder(
+        width=config.hidden_size,
+        levels=spikes["levels"],
+        alpha=spikes["alpha"],
+        learn_alpha=spikes["learn_alpha"],
+        amplitude=spikes["amplitude"],
+        scale=spikes["scale"],
+        surrogate=SurrogateSpec(**spikes["surrogate"]),
+    )
+
+
+def valid_columns(attention_mask: Tensor | None, columns: int) -> Tensor | None:
+    """The given columns of an attention mask as booleans, or None where there is no mask."""
+    if attention_mask is None:
+        return None
+    return attention_mask[:, -columns:].bool()

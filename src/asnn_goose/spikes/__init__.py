@@ -1,0 +1,1 @@
+"""Ternary spikes: encoder, surrogate derivatives and statistics."""

@@ -1,0 +1,124 @@
+"""The spike encoder: real activations in, integers in {-D..D} and their scale out.
+
+With theta = clamp(alpha * mean|x|, 0.01, 10) per token over channels, step = 2 * theta and z = x / step,
+values = sign(z) * min(D, floor(|z| + 1/2)). For D = 1 this is +1 above theta, -1 below -theta, else 0.
+The threshold looks at one token alone: a token's spikes depend neither on its batch nor on its future.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from asnn_goose.spikes.surrogate import SurrogateSpec, surrogate_derivative
+
+THRESHOLD_RANGE = (0.01, 10.0)
+
+Amplitude = Literal["none", "scalar", "channel"]
+Scale = Literal["none", "token"]
+
+
+class Spikes(NamedTuple):
+    """Integer spikes and the factors that give them back their size.
+
+    `values` are integers held in a floating type; `token_scale` is the quantization step of each token, or
+    None for unit spikes; `amplitude` is the learned factor, a scalar or one number a channel, or None.
+    """
+
+    values: Float[Tensor, "*batch width"]
+    token_scale: Float[Tensor, "*batch 1"] | None
+    amplitude: Float[Tensor, "*amplitude"] | None
+
+    def dense(self) -> Float[Tensor, "*batch width"]:
+        """The real numbers the spikes stand for: amplitude * step * values."""
+        result = self.values
+        if self.amplitude is not None:
+            result = result * self.amplitude
+        if self.token_scale is not None:
+            result = result * self.token_scale
+        return result
+
+
+class SpikeEncoder(nn.Module):
+    """Turns activations into spikes with a threshold that follows each token's mean magnitude.
+
+    Args:
+        width: Channels of the input.
+        levels: Largest absolute spike value D; 1 is ternary.
+        alpha: Threshold as a multiple of the token's mean |x|.
+        learn_alpha: Whether alpha is a parameter; it then learns through the surrogate.
+        amplitude: Learned factor on the spikes, started at 1.
+        scale: `token` multiplies by the quantization step, `none` leaves unit spikes.
+        surrogate: Stand-in derivative of the staircase.
+
+    Source: threshold and straight-through estimator as recorded for ASNN-Goose v6 to v14; the derivative of
+    the step size as in LSQ (Esser et al. 2020, eq. 3), with the surrogate in place of the indicator.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        levels: int = 1,
+        alpha: float = 1.0,
+        learn_alpha: bool = False,
+        amplitude: Amplitude = "scalar",
+        scale: Scale = "none",
+        surrogate: SurrogateSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.levels = levels
+        self.scale = scale
+        self.surrogate = surrogate or SurrogateSpec()
+        self.initial_alpha = alpha
+        self.alpha: nn.Parameter | float = nn.Parameter(torch.empty(())) if learn_alpha else alpha
+        shape: dict[Amplitude, tuple[int, ...]] = {"scalar": (), "channel": (width,)}
+        self.amplitude = nn.Parameter(torch.empty(shape[amplitude])) if amplitude != "none" else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set alpha to its starting value and every amplitude to 1."""
+        if isinstance(self.alpha, nn.Parameter):
+            nn.init.constant_(self.alpha, self.initial_alpha)
+        if self.amplitude is not None:
+            nn.init.ones_(self.amplitude)
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Spikes:
+        """Spikes of the activations; statistics and thresholds are computed in at least float32."""
+        x = x if x.dtype == torch.float64 else x.float()
+        threshold = (self.alpha * x.detach().abs().mean(dim=-1, keepdim=True)).clamp(*THRESHOLD_RANGE)
+        step = 2.0 * threshold
+        if self.surrogate.kind == "recorded_ste":
+            return Spikes(
+                self._recorded_values(x, step), step if self.scale == "token" else None, self.amplitude
+            )
+        values = _Staircase.apply(x / step, self.levels, self.surrogate)
+        return Spikes(values, step if self.scale == "token" else None, self.amplitude)
+
+    def _recorded_values(self, x: Tensor, step: Tensor) -> Tensor:
+        # The notebooks' estimator is y = a * s + (x - stop(x)): dy/dx = 1 whatever the amplitude, dy/da = s,
+        # and nothing reaches alpha. The bypass is exactly zero, so the values stay integers.
+        values = staircase((x / step).detach(), self.levels)
+        factor = 1.0 if self.amplitude is None else self.amplitude.detach()
+        if self.scale == "token":
+            factor = factor * step.detach()
+        return values + (x - x.detach()) / factor
+
+
+def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
+    """sign(z) * min(levels, floor(|z| + 1/2)): the integer spikes of a normalized activation."""
+    return z.sign() * (z.abs() + 0.5).floor().clamp_max(levels)
+
+
+class _Staircase(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, z: Tensor, levels: int, surrogate: SurrogateSpec) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.levels, ctx.surrogate = levels, surrogate  # type: ignore[attr-defined]
+        return staircase(z, levels)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (z,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_values * surrogate_derivative(z, ctx.levels, ctx.surrogate), None, None  # type: ignore[attr-defined]

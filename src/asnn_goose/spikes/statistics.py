@@ -1,0 +1,53 @@
+"""What spikes did, as pure functions of spike tensors that left the model; nothing here runs inside a forward pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """Spike statistics of one site of one layer; every value is a 0-d tensor on the spikes' device.
+
+    Attributes:
+        density: Fraction of spikes that are not 0.
+        events_per_activation: Mean |value|, the number of unit micro-steps a value expands into.
+        silent_channel_fraction: Fraction of channels that never spiked.
+        saturated_channel_fraction: Fraction of channels that spiked at every token.
+        sign_balance: (positive - negative) / non-zero spikes, from -1 to 1; 0 if there is none.
+    """
+
+    density: Tensor
+    events_per_activation: Tensor
+    silent_channel_fraction: Tensor
+    saturated_channel_fraction: Tensor
+    sign_balance: Tensor
+
+    def as_floats(self) -> dict[str, float]:
+        """The statistics as Python numbers; waits for the device."""
+        return {name: float(value) for name, value in vars(self).items()}
+
+
+def site_statistics(values: Float[Tensor, "*batch width"]) -> SiteStatistics:
+    """Statistics of one spike tensor over all its tokens."""
+    spiked = (values != 0).flatten(end_dim=-2)  # tokens width
+    events = spiked.sum().clamp_min(1)
+    channel_rate = spiked.double().mean(dim=0)
+    return SiteStatistics(
+        density=channel_rate.mean(),
+        events_per_activation=values.abs().double().mean(),
+        silent_channel_fraction=(channel_rate == 0).double().mean(),
+        saturated_channel_fraction=(channel_rate == 1).double().mean(),
+        sign_balance=values.sign().double().sum() / events,
+    )
+
+
+def layer_statistics(spikes: Sequence[Mapping[str, Tensor]]) -> dict[str, SiteStatistics]:
+    """Statistics of every site of every layer, keyed `layer_<index>.<site>`."""
+    return {
+        f"layer_{index}.{site}": site_statistics(values)
+        for index, sites in enumerate(spikes)
+        for site, values in sites.items()
+    }

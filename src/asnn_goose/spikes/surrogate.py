@@ -1,0 +1,60 @@
+"""Surrogate derivatives: what stands in for the derivative of a staircase that has none.
+
+With z the activation in units of the quantization step, spikes change value where |z| crosses
+1/2, 3/2, ... A surrogate is a function of u, the distance of |z| to the nearest of these thresholds,
+so that for one level (ternary) it is the usual pair of bumps at -1/2 and +1/2.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SurrogateKind = Literal["clipped_ste", "ste", "sigmoid", "triangle", "superspike", "atan", "recorded_ste"]
+
+
+@dataclass(frozen=True)
+class SurrogateSpec:
+    """A surrogate by name, with its half-width in quantization steps and a factor on the gradient."""
+
+    kind: SurrogateKind = "clipped_ste"
+    width: float = 1.0
+    gradient_scale: float = 1.0
+
+
+def surrogate_derivative(
+    z: Float[Tensor, "*shape"], levels: int, spec: SurrogateSpec
+) -> Float[Tensor, "*shape"]:
+    """The stand-in for d(spike)/dz at the normalized activation z.
+
+    - ste: 1 everywhere (Bengio et al. 2013).
+    - clipped_ste: 1 while |z| is at most levels - 1/2 + width, else 0: no pull on what is saturated.
+    - sigmoid: logistic density, peak 1, falling to about 0.42 at u = width.
+    - triangle: max(0, 1 - |u| / width).
+    - superspike: 1 / (1 + |u| / width)^2 (Zenke and Ganguli 2018).
+    - atan: 1 / (1 + (u / width)^2), the derivative of an arctangent (Fang et al. 2021).
+    """
+    if spec.kind in ("ste", "recorded_ste"):
+        bump = torch.ones_like(z)
+    elif spec.kind == "clipped_ste":
+        bump = (z.abs() <= levels - 0.5 + spec.width).to(z.dtype)
+    else:
+        distance = _threshold_distance(z, levels) / spec.width
+        match spec.kind:
+            case "sigmoid":
+                gate = torch.sigmoid(2.0 * distance)
+                bump = 4.0 * gate * (1.0 - gate)
+            case "triangle":
+                bump = (1.0 - distance.abs()).clamp_min(0.0)
+            case "superspike":
+                bump = (1.0 + distance.abs()).square().reciprocal()
+            case "atan":
+                bump = (1.0 + distance.square()).reciprocal()
+    return bump * spec.gradient_scale
+
+
+def _threshold_distance(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
+    nearest = (z.abs().floor() + 0.5).clamp_max(levels - 0.5)
+    return z.abs() - nearest
