@@ -30,14 +30,14 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY[name]), name)
 
 
-@wrapt.when_imported("transformers.models.auto.configuration_auto")  # type: ignore[untyped-decorator]
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
 def _register_configuration(module: ModuleType) -> None:
     from asnn_goose.models.configuration import GooseConfig
 
     module.AutoConfig.register("asnn_goose", GooseConfig, exist_ok=True)
 
 
-@wrapt.when_imported("transformers.models.auto.modeling_auto")  # type: ignore[untyped-decorator]
+@wrapt.when_imported("transformers.models.auto.modeling_auto")
 def _register_model(module: ModuleType) -> None:
     from asnn_goose.models.configuration import GooseConfig
     from asnn_goose.models.student import GooseForCausalLM, GooseModel

@@ -1,7 +1,7 @@
 """The linear scan S_t = decay * S_{t-1} + k_t * v_t compiled for the CPU by numba, where it is installed.
 
 One task is one row of the batch and one block of channels: the loop over time is sequential, the loop
-over channels inside it is SIMD, and the block's running state stays in the first-level cache. No two
+over channels inside it is SIMD, and the state it needs is still in the first-level cache. No two
 tasks write to one address and no reduction crosses tasks, so results do not depend on the number of
 threads, to the last bit. The backward is the reverse scan described in `scan_torch`.
 """
@@ -14,6 +14,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -27,8 +28,8 @@ except ImportError as error:
         "or choose the torch backend"
     ) from error
 
-# Two or three cache lines of each array at work per step, and at least 24 tasks at 8 x 768 channels.
-BLOCK_CHANNELS = 256
+# Long enough to stream from memory, short enough to give a small batch of wide rows to several threads.
+BLOCK_CHANNELS = 384
 # Fusing multiply and add is the one liberty the compiler takes: it rounds once instead of twice.
 LIBERTIES = {"contract"}
 
@@ -57,24 +58,35 @@ def _scan(k, v, decay, initial_state, valid, masked, states):
         first = (task % blocks) * BLOCK_CHANNELS
         last = min(first + BLOCK_CHANNELS, width)
         rate = decay[first:last]
-        state = initial_state[row, first:last].copy()
+        before = initial_state[row, first:last]
         for step in range(time):
-            out = states[row, step, first:last]
+            after = states[row, step, first:last]
             if masked and not valid[row, step]:
-                out[:] = state
-                continue
-            key = k[row, step, first:last]
-            value = v[row, step, first:last]
-            for channel in range(state.size):
-                updated = rate[channel] * state[channel] + key[channel] * value[channel]
-                state[channel] = updated
-                out[channel] = updated
+                for channel in range(after.size):
+                    after[channel] = before[channel]
+            else:
+                key = k[row, step, first:last]
+                value = v[row, step, first:last]
+                for channel in range(after.size):
+                    after[channel] = rate[channel] * before[channel] + key[channel] * value[channel]
+            before = after
 
 
 @_compile
 @no_type_check
 def _reverse_scan(
-    k, v, decay, initial_state, valid, masked, states, states_gradient, carried, k_gradient, v_gradient, partial
+    k,
+    v,
+    decay,
+    initial_state,
+    valid,
+    masked,
+    states,
+    states_gradient,
+    carried,
+    k_gradient,
+    v_gradient,
+    partial,
 ):
     """Fill both input gradients and `partial` (batch width), each row's share of the decay's gradient.
 
@@ -90,13 +102,14 @@ def _reverse_scan(
         flow = carried[row, first:last]
         share = partial[row, first:last]
         share[:] = 0
+        # One array written per loop, or the compiler gives up proving that none overlap and stays scalar.
         for step in range(time - 1, -1, -1):
             arriving = states_gradient[row, step, first:last]
             k_out = k_gradient[row, step, first:last]
             v_out = v_gradient[row, step, first:last]
+            for channel in range(flow.size):
+                flow[channel] += arriving[channel]
             if masked and not valid[row, step]:
-                for channel in range(flow.size):
-                    flow[channel] += arriving[channel]
                 k_out[:] = 0
                 v_out[:] = 0
                 continue
@@ -104,11 +117,13 @@ def _reverse_scan(
             value = v[row, step, first:last]
             before = states[row, step - 1, first:last] if step > 0 else initial_state[row, first:last]
             for channel in range(flow.size):
-                total = flow[channel] + arriving[channel]
-                k_out[channel] = total * value[channel]
-                v_out[channel] = total * key[channel]
-                share[channel] += total * before[channel]
-                flow[channel] = rate[channel] * total
+                k_out[channel] = flow[channel] * value[channel]
+            for channel in range(flow.size):
+                share[channel] += flow[channel] * before[channel]
+            for channel in range(flow.size):
+                v_out[channel] = flow[channel] * key[channel]
+            for channel in range(flow.size):
+                flow[channel] *= rate[channel]
 
 
 @cache
@@ -131,9 +146,9 @@ def _run(kernel: Callable[..., None], *arguments: Any) -> None:
         numba.set_num_threads(before)
 
 
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _array(tensor: Tensor) -> NDArray[Any]:
     """The tensor's memory as a C-ordered array: one compiled version serves every stride."""
-    array: np.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
+    array: NDArray[Any] = tensor.detach().contiguous().numpy()
     return array
 
 
@@ -195,7 +210,7 @@ class _LinearScan(torch.autograd.Function):
 
 def _inputs(
     k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor, valid: Tensor | None
-) -> tuple[np.ndarray[Any, Any] | bool, ...]:
+) -> tuple[NDArray[Any] | bool, ...]:
     """The arguments both kernels begin with; an absent mask is a placeholder that is never read."""
     mask = np.ones((1, 1), dtype=np.bool_) if valid is None else _array(valid)
     return _array(k), _array(v), _array(decay), _array(initial_state), mask, valid is not None

@@ -41,7 +41,9 @@ class RecurrentLayer(CacheLayerMixin):
         self.tokens_seen = torch.zeros(key_states.shape[0], dtype=torch.int64, device=key_states.device)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Replace state and shift tail, and return them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

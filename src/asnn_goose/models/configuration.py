@@ -1,8 +1,11 @@
 """The student's configuration as transformers knows it: what config.json of a saved student holds."""
 
-from typing import Any, ClassVar
+from copy import deepcopy
+from typing import Any, ClassVar, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
+
+from asnn_goose.config import Spikes, SpikeSite, Surrogate, WkvStudent
 
 DEFAULT_SPIKES: dict[str, Any] = {
     "sites": ["k", "v"],
@@ -37,6 +40,9 @@ class GooseConfig(PreTrainedConfig):
         spikes: Sites and encoder, with the keys of `DEFAULT_SPIKES`.
         teacher_name: What the student was distilled from.
         vocabulary_hash: SHA-256 of the tokenizer the student was trained with.
+
+    Raises:
+        ValueError: A choice that this version does not know, as in a student saved by a later one.
     """
 
     model_type: ClassVar[str] = "asnn_goose"
@@ -70,5 +76,38 @@ class GooseConfig(PreTrainedConfig):
         """Fill in what follows from the other fields."""
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        self.spikes = {**DEFAULT_SPIKES, **(self.spikes or {})}
+        self.spikes = {**deepcopy(DEFAULT_SPIKES), **(self.spikes or {})}
+        for name in ("norm", "mlp", "mixer", "positions", "decay_init", "mix_init", "recurrence"):
+            check_choice(name, getattr(self, name), _options(WkvStudent, name))
+        check_choice("scan_backend", self.scan_backend, _options(WkvStudent, "backend"))
+        check_spikes(self.spikes)
         super().__post_init__(**kwargs)
+
+
+def check_spikes(spikes: dict[str, Any]) -> None:
+    """Refuse spike options that no encoder of this version understands.
+
+    Raises:
+        ValueError: A key or a choice that this version does not know.
+    """
+    for key in spikes:
+        check_choice("spikes", key, tuple(DEFAULT_SPIKES))
+    for site in spikes["sites"]:
+        check_choice("spikes.sites", site, get_args(SpikeSite))
+    for name in ("amplitude", "scale"):
+        check_choice(f"spikes.{name}", spikes[name], _options(Spikes, name))
+    check_choice("spikes.surrogate.kind", spikes["surrogate"].get("kind", "clipped_ste"), _options(Surrogate, "kind"))
+
+
+def check_choice(name: str, value: Any, options: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the options.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}, but this version of asnn-goose knows {', '.join(options)}")
+
+
+def _options(section: type[WkvStudent] | type[Spikes] | type[Surrogate], field: str) -> tuple[str, ...]:
+    return get_args(section.model_fields[field].annotation)

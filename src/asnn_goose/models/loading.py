@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from asnn_goose.data.hub import hub_answers
@@ -44,7 +50,10 @@ class LoadedModel:
 
 
 def load_causal_lm(
-    name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", sha256: str | None = None
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    sha256: str | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer, in evaluation mode and without gradients.
 

@@ -123,7 +123,7 @@ class WkvMixer(nn.Module):
         key = self._encode("k", key, spikes)
         value = self._encode("v", value, spikes)
         states, final_state = self._scan(key, value, memory.state, valid)
-        residual = receptance * self.output(states.to(x.dtype))
+        residual: Tensor = receptance * self.output(states.to(x.dtype))
         return MixerOutput(residual, MixerMemory(final_state, shift), spikes)
 
     def _encode(self, site: str, x: Tensor, spikes: dict[str, Tensor]) -> Tensor:
@@ -131,19 +131,37 @@ class WkvMixer(nn.Module):
             return x
         encoded = self.encoders[site](x)
         spikes[site] = encoded.values
-        return encoded.dense()
+        dense: Tensor = encoded.dense()
+        return dense
 
     def _scan(self, key: Tensor, value: Tensor, state: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         decay = torch.sigmoid(self.decay_logit.to(state.dtype))
         if self.recurrence == "exact":
             return linear_scan(key, value, decay, state, valid, self.backend)
-        if valid is not None:
-            key = key * valid.unsqueeze(-1)
-        states = recorded_scan(key.to(state.dtype), value.to(state.dtype), decay)
-        # A carried state decays into the sequence as the exact recurrence has it: the notebooks always began at zero.
-        powers = decay ** torch.arange(1, key.shape[1] + 1, device=key.device, dtype=state.dtype).unsqueeze(-1)
-        states = states + powers * state.unsqueeze(1)
-        return states, states[:, -1]
+        return recorded_recurrence(key.to(state.dtype), value.to(state.dtype), decay, state, valid)
+
+
+def recorded_recurrence(
+    key: Float[Tensor, "batch time width"],
+    value: Float[Tensor, "batch time width"],
+    decay: Float[Tensor, " width"],
+    state: Float[Tensor, "batch width"],
+    valid: Bool[Tensor, "batch time"] | None,
+) -> tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch width"]]:
+    """States of the recorded scan over the valid steps alone, and the last one.
+
+    A carried state decays into the sequence as the exact recurrence has it: the notebooks always began at zero.
+    """
+    if valid is not None:
+        # What the scan computes depends on how far a step is from its start, so padding must not lie before it.
+        order = (~valid).long().argsort(dim=1, stable=True).unsqueeze(-1).expand_as(key)
+        key, value = key.gather(1, order), value.gather(1, order)
+    powers = decay ** torch.arange(1, key.shape[1] + 1, device=key.device, dtype=state.dtype).unsqueeze(-1)
+    states = recorded_scan(key, value, decay) + powers * state.unsqueeze(1)
+    if valid is not None:
+        seen = valid.cumsum(dim=1).unsqueeze(-1).expand_as(states)
+        states = torch.cat((state.unsqueeze(1), states), dim=1).gather(1, seen)
+    return states, states[:, -1]
 
 
 def shift_tokens(

@@ -40,9 +40,7 @@ def linear_scan(
     double = torch.float64 in (k.dtype, v.dtype)
     dtype = torch.float64 if double else torch.float32
     k, v, decay, initial_state = (tensor.to(dtype) for tensor in (k, v, decay, initial_state))
-    needs_gradient = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (k, v, decay, initial_state)
-    )
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (k, v, decay, initial_state))
     if backend == "auto" and k.shape[1] == 1 and not needs_gradient:
         # Generation comes here once a layer a token, where a kernel's fixed cost would outweigh its work.
         return linear_scan_reference(k, v, decay, initial_state, valid)
@@ -91,7 +89,12 @@ def _check_shapes(k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor, va
     if k.ndim != 3 or k.shape[1] == 0:
         raise ValueError(f"k must be (batch, time, width) with at least one step, got {tuple(k.shape)}")
     batch, time, width = k.shape
-    expected = {"v": (batch, time, width), "decay": (width,), "initial_state": (batch, width), "valid": (batch, time)}
+    expected = {
+        "v": (batch, time, width),
+        "decay": (width,),
+        "initial_state": (batch, width),
+        "valid": (batch, time),
+    }
     given = {"v": v, "decay": decay, "initial_state": initial_state, "valid": valid}
     for name, tensor in given.items():
         if tensor is not None and tuple(tensor.shape) != expected[name]:

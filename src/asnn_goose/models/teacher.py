@@ -56,7 +56,11 @@ class Teacher:
 
 
 def load_teacher(
-    name: str, dtype: torch.dtype, device: str | torch.device, sha256: str | None = None, compiled: bool = False
+    name: str,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    sha256: str | None = None,
+    compiled: bool = False,
 ) -> Teacher:
     """Load a teacher by name; see `load_causal_lm` for what a name can be.
 
@@ -99,7 +103,7 @@ def output_head(model: PreTrainedModel, name: str) -> LinearHead:
     error = float((logits - product).abs().max() / logits.abs().max().clamp_min(1e-6))
     if not error <= HEAD_TOLERANCE:
         raise TeacherError(
-            f"{name}: its logits differ by {error:.0%} from head times last hidden state (a soft cap, a logit scale, or "
+            f"{name}: its logits differ by {error:.0%} from head times last hidden state (a soft cap, a scale, or "
             "an extra projection); such a teacher is not supported yet, take another"
         )
     return head

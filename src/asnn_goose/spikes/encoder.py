@@ -90,19 +90,18 @@ class SpikeEncoder(nn.Module):
         threshold = (self.alpha * x.detach().abs().mean(dim=-1, keepdim=True)).clamp(*THRESHOLD_RANGE)
         step = 2.0 * threshold
         if self.surrogate.kind == "recorded_ste":
-            return Spikes(
-                self._recorded_values(x, step), step if self.scale == "token" else None, self.amplitude
-            )
+            step = step.detach()
+            return Spikes(self._recorded_values(x, step), step if self.scale == "token" else None, self.amplitude)
         values = _Staircase.apply(x / step, self.levels, self.surrogate)
         return Spikes(values, step if self.scale == "token" else None, self.amplitude)
 
     def _recorded_values(self, x: Tensor, step: Tensor) -> Tensor:
         # The notebooks' estimator is y = a * s + (x - stop(x)): dy/dx = 1 whatever the amplitude, dy/da = s,
         # and nothing reaches alpha. The bypass is exactly zero, so the values stay integers.
-        values = staircase((x / step).detach(), self.levels)
+        values = staircase(x.detach() / step, self.levels)
         factor = 1.0 if self.amplitude is None else self.amplitude.detach()
         if self.scale == "token":
-            factor = factor * step.detach()
+            factor = factor * step
         return values + (x - x.detach()) / factor
 
 
@@ -119,6 +118,6 @@ class _Staircase(torch.autograd.Function):
         return staircase(z, levels)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad_values * surrogate_derivative(z, ctx.levels, ctx.surrogate), None, None  # type: ignore[attr-defined]

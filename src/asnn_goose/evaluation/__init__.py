@@ -1,0 +1,1 @@
+"""Measuring a model: perplexity, spikes, and what they cost."""

@@ -1,0 +1,40 @@
+"""What is measured on a student while it trains and when it is done: perplexity and a probe of its spikes."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from asnn_goose.evaluation.perplexity import EvaluationWindows, PerplexityResult, measure_perplexity
+from asnn_goose.kernels.kd_loss import LinearHead
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.models.teacher import body_hidden_states
+from asnn_goose.spikes.statistics import SiteStatistics, layer_statistics
+
+
+def student_perplexity(
+    student: GooseForCausalLM,
+    windows: EvaluationWindows,
+    batch_size: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> PerplexityResult:
+    """Evaluation perplexity of the student in its weights' own number type, outside autocast."""
+    was_training = student.training
+    student.eval()
+    head = LinearHead(student.lm_head.weight, student.lm_head.bias)
+    result = measure_perplexity(
+        lambda ids: body_hidden_states(student.model, ids), head, windows, batch_size, on_progress
+    )
+    student.train(was_training)
+    return result
+
+
+def probe_spikes(student: GooseForCausalLM, ids: Int[Tensor, "batch time"]) -> dict[str, SiteStatistics]:
+    """Spike statistics of every site, from one uncompiled forward pass of the given rows without gradients."""
+    was_training = student.training
+    student.eval()
+    with torch.no_grad():
+        spikes = student.model(input_ids=ids, output_spikes=True).spikes
+    student.train(was_training)
+    return layer_statistics(spikes)

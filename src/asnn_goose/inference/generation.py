@@ -1,0 +1,59 @@
+"""Continues a prompt with any model the package can load."""
+
+from dataclasses import dataclass
+
+import torch
+
+from asnn_goose.errors import ModelError
+from asnn_goose.models.loading import load_causal_lm
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: Tokens to add.
+        temperature: Divides the logits before sampling.
+        top_p: Share of probability the sampled nucleus holds, in (0, 1].
+        greedy: Take the likeliest token; temperature and top_p then have no part.
+        seed: Seed of the sampling.
+    """
+
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_p: float = 0.95
+    greedy: bool = False
+    seed: int = 0
+
+
+def continue_prompt(name: str, prompt: str, options: SamplingOptions) -> str:
+    """The prompt and its continuation.
+
+    Raises:
+        ModelError: An empty prompt for a model without a start token, or a text longer than its positions.
+        GooseError: The model cannot be loaded; see `load_causal_lm`.
+    """
+    loaded = load_causal_lm(name)
+    encoded = loaded.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    ids = encoded["input_ids"].long()
+    if ids.shape[1] == 0:
+        start = loaded.tokenizer.bos_token_id or loaded.tokenizer.eos_token_id
+        if start is None:
+            raise ModelError(f"--prompt is empty and {name} has no start token: give at least one word")
+        ids = torch.tensor([[start]])
+    sampling = {} if options.greedy else {"temperature": options.temperature, "top_p": options.top_p}
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(options.seed)
+        try:
+            produced = loaded.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=options.max_new_tokens,
+                do_sample=not options.greedy,
+                pad_token_id=loaded.tokenizer.pad_token_id or loaded.tokenizer.eos_token_id,
+                **sampling,
+            )
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+    return str(loaded.tokenizer.decode(produced[0], skip_special_tokens=True))

@@ -1,0 +1,1 @@
+"""The run's picture and the page that holds it."""

@@ -1,0 +1,96 @@
+"""The report: one HTML file that reads on its own, without network, scripts or other files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from asnn_goose.results import Results, quotient
+
+NOT_MEASURED = "not measured"
+BYTES_PER_GIB = 1024**3
+
+
+def report_page(results: Results, environment: Mapping[str, Any], recipe_yaml_text: str) -> str:
+    """The whole report of a run as the text of one HTML file.
+
+    Args:
+        results: What the run measured; what is null reads as `not measured`.
+        environment: The content of environment.json; nested mappings are flattened to dotted names.
+        recipe_yaml_text: The resolved recipe.
+    """
+    templates = Environment(
+        loader=PackageLoader("asnn_goose.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"figures": format_number, "count": format_count, "percent": format_percent}
+    return templates.get_template("report.html.jinja").render(
+        results=results,
+        environment=flatten(environment),
+        recipe=recipe_yaml_text,
+        facts=run_facts(results),
+        adapted_ratio=quotient(results.perplexities.after_adaptation, results.teacher.perplexity),
+    )
+
+
+def format_number(value: float | None, decimals: int = 2) -> str:
+    """A number with fixed decimals and its thousands apart, or `not measured`."""
+    return NOT_MEASURED if value is None else f"{value:,.{decimals}f}"
+
+
+def format_count(value: int | None) -> str:
+    """A whole number with its thousands apart, or `not measured`."""
+    return NOT_MEASURED if value is None else f"{value:,}"
+
+
+def format_percent(value: float | None) -> str:
+    """A fraction as a percentage with one decimal, or `not measured`."""
+    return NOT_MEASURED if value is None else f"{value:.1%}"
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted names to texts; an empty value is left out."""
+    flat: dict[str, str] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def run_facts(results: Results) -> dict[str, str]:
+    """What the run took, by the name it has on the page."""
+    hardware = results.hardware
+    return {
+        "Device": hardware.device or NOT_MEASURED,
+        "Time": NOT_MEASURED if hardware.seconds is None else format_duration(hardware.seconds),
+        "Tokens trained on": format_count(hardware.tokens),
+        "Tokens per second": format_number(results.throughput.tokens_per_second, 0),
+        "Share of peak arithmetic": format_percent(results.throughput.mfu),
+        "Peak memory": format_gibibytes(hardware.peak_memory_bytes),
+        "Mean memory": format_gibibytes(hardware.mean_memory_bytes),
+        "Steps": format_count(results.counters.steps_done),
+        "Steps skipped": format_count(results.counters.steps_skipped),
+        "Roll-backs": format_count(results.counters.rolled_back),
+        "Ended by": results.stop_reason.replace("_", " "),
+        "Final temperature": format_number(results.temperature.final),
+    }
+
+
+def format_gibibytes(value: int | None) -> str:
+    """Bytes in GiB, or `not measured`."""
+    return NOT_MEASURED if value is None else f"{value / BYTES_PER_GIB:.2f} GiB"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds below a minute, then minutes and seconds, then hours and minutes."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

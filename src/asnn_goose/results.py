@@ -1,0 +1,273 @@
+"""results.json: what a run measured, typed, with units, and null wherever nothing was measured."""
+
+import json
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from asnn_goose.errors import RunFolderError
+from asnn_goose.measurements import Count, Curve, Curves, Measured, Record, finite_or_none
+from asnn_goose.recorded import Comparison
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class ModelResult(Record):
+    """One of the two models under the run's protocol."""
+
+    name: str | None = None
+    """Hub id, file or recipe name."""
+    parameters: Count | None = None
+    """Parameters, a tied one counted once."""
+    perplexity: Measured = None
+    """exp(mean negative log likelihood in nats per scored token); the student's is of the saved model."""
+
+
+class Perplexities(Record):
+    """The student's perplexity at the moments that the recorded line mixed up."""
+
+    best: Measured = None
+    """Lowest of the periodic evaluations."""
+    best_step: Count | None = None
+    """Optimizer step of that evaluation."""
+    last: Measured = None
+    """After the last step."""
+    after_adaptation: Measured = None
+    """After test-time training; null where there was none."""
+
+
+class Ratio(Record):
+    """The student's perplexity over another's, on the same windows."""
+
+    to_teacher: Measured = None
+    """Student over teacher; 1 is as good as the teacher."""
+    to_dense_twin: Measured = None
+    """Student over the same student trained without spikes: the price of spiking alone."""
+
+
+class SiteSpikes(Record):
+    """Spikes of one site of one layer on the run's probe text."""
+
+    layer: Count
+    """Index of the block, from 0."""
+    site: str
+    """Encoded tensor, such as `k`."""
+    density: Measured = None
+    """Fraction of spikes that are not 0."""
+    events_per_activation: Measured = None
+    """Mean |value|: unit spikes that one value expands into."""
+    silent_channel_fraction: Measured = None
+    """Fraction of channels that never spiked."""
+    saturated_channel_fraction: Measured = None
+    """Fraction of channels that spiked at every token."""
+    sign_balance: Measured = None
+    """(positive - negative) / non-zero spikes, from -1 to 1."""
+    history: Curve = Curve()
+    """Density during training."""
+
+
+class SpikeResult(Record):
+    """How much the student spikes, and what that reaches."""
+
+    density: Measured = None
+    """Fraction of spikes that are not 0, averaged over layers and sites."""
+    events_per_activation: Measured = None
+    """Mean |value| of a spike, averaged over layers and sites."""
+    spike_fed_mac_share: Measured = None
+    """Share of the student's multiply-accumulates whose input is a spike, 0 to 1."""
+    amplitudes: dict[str, dict[str, Measured]] | None = None
+    """Learned amplitude by `layer_<index>` and site; a channel-wise one as its mean."""
+    layers: tuple[SiteSpikes, ...] = Field(default=(), strict=False)
+    """Statistics of every site, with their history."""
+
+
+class Temperature(Record):
+    """The distillation temperature."""
+
+    final: Measured = None
+    """At the last step."""
+
+
+class Throughput(Record):
+    """How fast the run trained."""
+
+    tokens_per_second: Measured = None
+    """Tokens trained on per second of training, evaluations left out."""
+    mfu: Measured = None
+    """Share of the device's peak arithmetic that the run used, 0 to 1."""
+
+
+class Memory(Record):
+    """Memory of the training device, or of the process on a CPU."""
+
+    peak_bytes: Count | None = None
+    """Most bytes in use at one time."""
+
+
+class Hardware(Record):
+    """What the run ran on and what it took."""
+
+    device: str | None = None
+    """Name of the device."""
+    peak_memory_bytes: Count | None = None
+    """Most bytes in use at one time."""
+    mean_memory_bytes: Count | None = None
+    """Bytes in use, averaged over the samples."""
+    seconds: Measured = None
+    """Wall-clock time of the run, resumed parts included."""
+    tokens: Count | None = None
+    """Tokens trained on."""
+
+
+class Stage(Record):
+    """One stage of the recipe."""
+
+    name: str
+    """The stage's name in the recipe."""
+    perplexity: Measured = None
+    """Of the student after the stage."""
+    tokens: Count | None = None
+    """Tokens the stage trained on."""
+
+
+class Check(Record):
+    """One thing the run had to reach; `check` decides it."""
+
+    name: str
+    """What is checked."""
+    value: Measured
+    """What was measured; null fails."""
+    comparison: Literal["<", "<=", ">", ">="]
+    """How the value must stand to the threshold."""
+    threshold: float
+    """What it is compared with, in the value's unit."""
+    passed: bool
+    """Whether value, comparison and threshold hold."""
+
+
+class Protocol(Record):
+    """How perplexity was measured; figures under different protocols do not compare."""
+
+    kind: str
+    """`standard` or `recorded`."""
+    tokenizer: str
+    """Name of the tokenizer."""
+    window: Count
+    """Tokens a window holds."""
+    stride: Count
+    """Tokens from one window's start to the next; less than the window scores tokens twice."""
+    tokens: Count
+    """Tokens of the text that was read."""
+    scored_tokens: Count | None = None
+    """Predictions the mean is taken over."""
+
+
+class Counters(Record):
+    """What happened to the optimizer's steps."""
+
+    steps_done: Count = 0
+    """Optimizer steps counted against the budget."""
+    steps_skipped: Count = 0
+    """Steps that were not taken because loss or gradient was not finite."""
+    rolled_back: Count = 0
+    """Returns to the last good checkpoint."""
+    stopped_early: bool = False
+    """Whether early stopping ended the run."""
+
+
+class Figure(Record):
+    """A picture inside the results, as the notebooks had it."""
+
+    filename: str
+    """Its name in the run folder's `figures`."""
+    base64: str
+    """The PNG file."""
+
+
+class Results(Record):
+    """A whole results.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Changes when a key changes its meaning or place."""
+    version: str
+    """Version of asnn-goose."""
+    recipe: str
+    """Name of the recipe."""
+    recipe_hash: str
+    """SHA-256 of the resolved recipe."""
+    seed: Count
+    """Seed of the weights and the order of the data."""
+    platform: str
+    """`kaggle`, `colab` or `local`."""
+    stop_reason: Literal["budget", "early_stopping"]
+    """Why the run ended: its budget was used, or early stopping ended it."""
+    protocol: Protocol
+    teacher: ModelResult
+    student: ModelResult
+    perplexities: Perplexities = Perplexities()
+    ratio: Ratio = Ratio()
+    compression_ratio: Measured = None
+    """Teacher's parameters over the student's."""
+    spikes: SpikeResult = SpikeResult()
+    temperature: Temperature = Temperature()
+    throughput: Throughput = Throughput()
+    memory: Memory = Memory()
+    hardware: Hardware = Hardware()
+    counters: Counters = Counters()
+    stages: tuple[Stage, ...] = Field(default=(), strict=False)
+    """In the order of the recipe; empty for a recipe without stages."""
+    checks: tuple[Check, ...] = Field(default=(), strict=False)
+    curves: Curves = Curves()
+    ttt: None = None
+    """Test-time training; null as long as a run does none."""
+    comparison: Comparison = Comparison()
+    figures: dict[str, Figure] = Field(default_factory=dict)
+    """Pictures by name."""
+
+    def to_json(self) -> str:
+        """The text of results.json."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "results.json") -> "Results":
+        """The results in a JSON text.
+
+        Raises:
+            RunFolderError: The text is no JSON, has another schema version, or lacks or adds a key.
+        """
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise RunFolderError(f"{source} is not JSON ({error}); run `asnn-goose evaluate` again") from error
+        found = fields.get("schema_version") if isinstance(fields, dict) else None
+        if found != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{source} has schema version {found!r}, this asnn-goose reads {SCHEMA_VERSION}; "
+                "read it with the version that wrote it"
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            path = ".".join(str(part) for part in first["loc"])
+            raise RunFolderError(f"{source}: {path}: {first['msg']}; the file was changed by hand") from error
+
+
+def check(name: str, value: float | None, comparison: Literal["<", "<=", ">", ">="], threshold: float) -> Check:
+    """A decided check; a value that was not measured, or is not finite, fails."""
+    measured = finite_or_none(value)
+    passed = (
+        measured is not None
+        and {
+            "<": measured < threshold,
+            "<=": measured <= threshold,
+            ">": measured > threshold,
+            ">=": measured >= threshold,
+        }[comparison]
+    )
+    return Check(name=name, value=measured, comparison=comparison, threshold=threshold, passed=passed)
+
+
+def quotient(numerator: float | None, denominator: float | None) -> float | None:
+    """One measurement over another; None where either is missing or the second is 0."""
+    return None if numerator is None or not denominator else numerator / denominator

@@ -1,0 +1,1 @@
+"""The distillation run: step, loop, checkpoints, guards."""

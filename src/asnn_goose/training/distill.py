@@ -1,0 +1,190 @@
+"""A distillation run from recipe to results: the page to read first.
+
+text -> documents -> packed token rows -> teacher and student -> objective -> update -> metrics -> checkpoint ->
+evaluation -> results. Each step below is one call; the loop itself is in `loop.py`.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from asnn_goose.config import Precision, Recipe
+from asnn_goose.data.batches import BatchPlan
+from asnn_goose.data.text import TextSplits, load_text
+from asnn_goose.data.tokens import tokenize_documents, training_rows
+from asnn_goose.errors import CheckpointError, ConfigError
+from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
+from asnn_goose.models.build import build_student, student_config
+from asnn_goose.models.teacher import Teacher, compile_or_fall_back, load_teacher
+from asnn_goose.presets import recipe_hash
+from asnn_goose.results import Results
+from asnn_goose.run_dir import RunDirectory
+from asnn_goose.training.checkpoint import Checkpoint, RunState, load_checkpoint
+from asnn_goose.training.finish import finish_run
+from asnn_goose.training.guards import stop_requests
+from asnn_goose.training.loop import RunMaterial, TrainingLoop
+from asnn_goose.training.precision import resolve_precision, resolve_teacher_dtype
+from asnn_goose.training.progress import ProgressLine
+from asnn_goose.training.step import DistillationStep
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended: with results, or interrupted with its state saved."""
+
+    folder: RunDirectory
+    results: Results | None
+
+
+def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcome:
+    """Run a recipe in a run folder, from where the folder's checkpoints stand.
+
+    Raises:
+        GooseError: Whatever in the user's input, machine or checkpoint stops the run, in one line.
+    """
+    found = newest_checkpoint(folder, console)
+    state = fresh_state(recipe) if found is None else resumed_state(found, recipe, console)
+    folder.cut_metrics(-1 if found is None else state.step)
+    accelerator = build_accelerator(recipe, state.precision, folder)
+    console.print(f"reading text and teacher {recipe.teacher.name} ({state.precision}, {accelerator.device})")
+    text = load_text(recipe.data, recipe.training.seed)
+    teacher = load_teacher(
+        recipe.teacher.name,
+        resolve_teacher_dtype(recipe.teacher.dtype, state.precision),
+        accelerator.device,
+        recipe.teacher.sha256,
+        recipe.teacher.compile,
+    )
+    material = prepare_material(recipe, text, teacher, accelerator, folder)
+    teacher_perplexity = measured_teacher_perplexity(teacher, material.windows, folder, console)
+    step = build_step(recipe, material)
+    loop = TrainingLoop(accelerator, step, material, recipe.training, state)
+    if found is not None:
+        loop.restore(found.tensors)
+    with stop_requests() as stop_asked, ProgressLine(console, loop.steps, state.step) as progress:
+        reason = loop.run(progress, stop_asked)
+    accelerator.end_training()
+    if reason == "interrupted":
+        return RunOutcome(folder, None)
+    return RunOutcome(folder, finish_run(recipe, loop, reason, teacher_perplexity, console))
+
+
+def newest_checkpoint(folder: RunDirectory, console: Console) -> Checkpoint | None:
+    """The last checkpoint, or the one before it if the last is damaged, saying so; None in a fresh folder.
+
+    Raises:
+        CheckpointError: There are checkpoints and none can be read.
+    """
+    problems: list[str] = []
+    for name in ("last", "previous"):
+        path = folder.checkpoints / name
+        if not path.exists():
+            continue
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            console.print(f"{problems[0]}; going on from the one before it, step {checkpoint.state.step}")
+        return checkpoint
+    if problems:
+        raise CheckpointError(f"{problems[-1]}; no checkpoint is left to resume from, start again with another --out")
+    return None
+
+
+def fresh_state(recipe: Recipe) -> RunState:
+    """The state of a run that has not begun, with `auto` precision resolved by timing."""
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    return RunState(
+        step=0,
+        attempts=0,
+        rows_seen=0,
+        skipped=0,
+        roll_backs=0,
+        best_perplexity=None,
+        best_step=None,
+        stopping_perplexity=None,
+        stopping_step=None,
+        seconds=0.0,
+        precision=resolve_precision(recipe.training.precision, device),
+        threads=torch.get_num_threads(),
+        recipe_hash=recipe_hash(recipe),
+    )
+
+
+def resumed_state(found: Checkpoint, recipe: Recipe, console: Console) -> RunState:
+    """The state of a checkpoint, its thread count restored: on a CPU the order of sums depends on it.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another recipe.
+    """
+    state = found.state
+    if state.recipe_hash != recipe_hash(recipe):
+        raise CheckpointError(f"{found.path} belongs to another recipe; resume with the run's own config.yaml")
+    threads = torch.get_num_threads()
+    if threads != state.threads:
+        console.print(
+            f"this run began with {state.threads} CPU threads, this process has {threads}: "
+            f"using {state.threads} again, so that the result stays the same to the bit"
+        )
+        torch.set_num_threads(state.threads)
+    console.print(f"resuming at step {state.step} from {found.path}")
+    return state
+
+
+def build_accelerator(recipe: Recipe, precision: Precision, folder: RunDirectory) -> Accelerator:
+    """Device, precision, processes and trackers; gradient accumulation stays with the loop.
+
+    Raises:
+        ConfigError: A tracker whose package is not installed.
+    """
+    trackers = list(recipe.training.trackers)
+    mixed = {"fp32": "no"}.get(precision, precision)
+    try:
+        accelerator = Accelerator(mixed_precision=mixed, log_with=trackers or None, project_dir=str(folder.path))
+        if trackers:
+            accelerator.init_trackers("asnn-goose")
+    except (ImportError, ValueError) as error:
+        way = "install 'asnn-goose[trackers]' or drop it"
+        raise ConfigError(f"training.trackers={trackers}: {error}; {way}") from error
+    return accelerator
+
+
+def prepare_material(
+    recipe: Recipe, text: TextSplits, teacher: Teacher, accelerator: Accelerator, folder: RunDirectory
+) -> RunMaterial:
+    """Token rows, evaluation windows and a fresh student."""
+    training = recipe.training
+    tokens = tokenize_documents(text.train, teacher.tokenizer, recipe.data.rows)
+    rows = training_rows(tokens, training.window, recipe.data.rows)
+    windows = evaluation_windows(text.separator.join(text.held_out), teacher.tokenizer, recipe.evaluation)
+    plan = BatchPlan(rows, training.batch_size, training.seed, accelerator.num_processes, accelerator.process_index)
+    student = build_student(student_config(recipe.student, recipe.spikes, teacher), training.seed)
+    student.to(accelerator.device).train()
+    return RunMaterial(teacher, student, plan, windows, folder)
+
+
+def build_step(recipe: Recipe, material: RunMaterial) -> DistillationStep:
+    """The differentiable step, its student compiled if the recipe asks for it."""
+    body = compile_or_fall_back(material.student.model, "student") if recipe.training.compile else None
+    return DistillationStep(material.student, material.teacher.head, recipe.objective, body)
+
+
+def measured_teacher_perplexity(
+    teacher: Teacher, windows: EvaluationWindows, folder: RunDirectory, console: Console
+) -> float:
+    """The teacher's perplexity on the run's windows, measured once a run and kept in its metrics."""
+    known = [line["teacher_perplexity"] for line in folder.metrics() if "teacher_perplexity" in line]
+    if known:
+        return float(known[0])
+    with console.status("measuring the teacher's perplexity"):
+        result = measure_perplexity(teacher.hidden_states, teacher.head, windows)
+    folder.append_metrics(step=0, teacher_perplexity=result.perplexity)
+    console.print(f"teacher perplexity {result.perplexity:,.2f} ({windows.statement})", highlight=False)
+    return result.perplexity

@@ -1,0 +1,207 @@
+"""The end of a run: the best weights become a model directory, and everything measured becomes results.json."""
+
+import base64
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import asnn_goose
+from asnn_goose.config import Recipe
+from asnn_goose.errors import MachineError
+from asnn_goose.evaluation.efficiency import model_flops_utilization
+from asnn_goose.evaluation.student import probe_spikes
+from asnn_goose.measurements import curve, curves_from_metrics
+from asnn_goose.models.plan import spike_fed_mac_share
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.presets import recipe_yaml
+from asnn_goose.report.figures import training_figure
+from asnn_goose.report.page import report_page
+from asnn_goose.results import (
+    Check,
+    Counters,
+    Figure,
+    Hardware,
+    Memory,
+    ModelResult,
+    Perplexities,
+    Protocol,
+    Ratio,
+    Results,
+    SiteSpikes,
+    SpikeResult,
+    Temperature,
+    Throughput,
+    check,
+    quotient,
+)
+from asnn_goose.run_dir import write_text_atomically
+from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
+from asnn_goose.training.loop import PROBE_TOKENS, StopReason, TrainingLoop
+from asnn_goose.training.memory import peak_memory_bytes
+
+TRAINING_FIGURE = "training"
+
+
+def finish_run(
+    recipe: Recipe, loop: TrainingLoop, reason: StopReason, teacher_perplexity: float, console: Console
+) -> Results:
+    """Export the best weights, gather the results, draw the figure, write the report.
+
+    Raises:
+        MachineError: The disk is full; the checkpoints stay and --resume finishes the run.
+    """
+    material, folder = loop.material, loop.material.folder
+    best = load_checkpoint(folder.checkpoints / "best")
+    restore_tensors(best.tensors, loop.module, optimizer=None)
+    export_model(material.student, material.teacher.tokenizer, folder.model)
+    metrics = folder.metrics()
+    results = gather_results(recipe, loop, reason, teacher_perplexity, metrics)
+    figure = training_figure(metrics, results)
+    folder.figures.mkdir(exist_ok=True)
+    filename = f"{TRAINING_FIGURE}.png"
+    (folder.figures / filename).write_bytes(figure)
+    encoded = Figure(filename=filename, base64=base64.b64encode(figure).decode())
+    results = results.model_copy(update={"figures": {TRAINING_FIGURE: encoded}})
+    write_text_atomically(folder.report_path, report_page(results, folder.environment(), recipe_yaml(recipe)))
+    folder.write_results(results)
+    return results
+
+
+def export_model(student: GooseForCausalLM, tokenizer: Any, target: Path) -> None:
+    """Save student and tokenizer as a directory that the Auto classes load, complete or not at all.
+
+    Raises:
+        MachineError: The disk is full or the folder cannot be written.
+    """
+    fresh = target.with_name(f".{target.name}.writing")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        student.eval().save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise MachineError(f"cannot write the model to {target}: {error}; free some space, then --resume") from error
+
+
+def gather_results(
+    recipe: Recipe,
+    loop: TrainingLoop,
+    reason: StopReason,
+    teacher_perplexity: float,
+    metrics: list[dict[str, Any]],
+) -> Results:
+    """Everything the run measured; the student carries its best weights here."""
+    state, student, teacher = loop.state, loop.material.student, loop.material.teacher
+    evaluations = curve(metrics, "evaluation_perplexity").values
+    tokens = state.attempts * loop.tokens_per_step
+    tokens_per_second = tokens / state.seconds if state.seconds > 0 else None
+    peak = peak_memory_bytes(loop.accelerator.device)
+    parameters = student.num_parameters()
+    environment = loop.material.folder.environment()
+    return Results(
+        version=asnn_goose.__version__,
+        recipe=environment["recipe"],
+        recipe_hash=state.recipe_hash,
+        seed=recipe.training.seed,
+        platform=environment["platform_kind"],
+        stop_reason="early_stopping" if reason == "early_stopping" else "budget",
+        protocol=protocol_result(loop),
+        teacher=ModelResult(name=teacher.name, parameters=teacher.parameters, perplexity=teacher_perplexity),
+        student=ModelResult(name="model", parameters=parameters, perplexity=state.best_perplexity),
+        perplexities=Perplexities(
+            best=state.best_perplexity, best_step=state.best_step, last=evaluations[-1] if evaluations else None
+        ),
+        ratio=Ratio(to_teacher=quotient(state.best_perplexity, teacher_perplexity)),
+        compression_ratio=quotient(teacher.parameters, parameters),
+        spikes=spike_result(loop, metrics),
+        temperature=Temperature(final=recipe.objective.temperature.value),
+        throughput=Throughput(
+            tokens_per_second=tokens_per_second,
+            mfu=model_flops_utilization(student.config, teacher.parameters, tokens_per_second, loop.accelerator.device),
+        ),
+        memory=Memory(peak_bytes=peak),
+        hardware=Hardware(
+            device=device_name(loop.accelerator.device, environment),
+            peak_memory_bytes=peak,
+            mean_memory_bytes=loop.mean_memory_bytes,
+            seconds=state.seconds,
+            tokens=tokens,
+        ),
+        counters=Counters(
+            steps_done=state.step,
+            steps_skipped=state.skipped,
+            rolled_back=state.roll_backs,
+            stopped_early=reason == "early_stopping",
+        ),
+        checks=run_checks(evaluations, state.best_perplexity, state.skipped),
+        curves=curves_from_metrics(metrics),
+    )
+
+
+def protocol_result(loop: TrainingLoop) -> Protocol:
+    """The evaluation protocol as results.json states it."""
+    windows, teacher = loop.material.windows, loop.material.teacher
+    return Protocol(
+        kind=windows.kind,
+        tokenizer=teacher.name,
+        window=windows.rows.window,
+        stride=windows.rows.stride,
+        tokens=len(windows.rows.tokens),
+        scored_tokens=windows.scored_tokens,
+    )
+
+
+def spike_result(loop: TrainingLoop, metrics: list[dict[str, Any]]) -> SpikeResult:
+    """Spike statistics of the saved weights on the probe text, with each site's density over the run."""
+    student = loop.material.student
+    ids = loop.material.windows.probe(PROBE_TOKENS).to(loop.accelerator.device)
+    layers = []
+    for name, statistics in probe_spikes(student, ids).items():
+        layer, site = name.removeprefix("layer_").split(".")
+        history = curve(metrics, f"density.{name}")
+        layers.append(SiteSpikes(layer=int(layer), site=site, history=history, **statistics.as_floats()))
+    return SpikeResult(
+        density=_mean([entry.density for entry in layers]),
+        events_per_activation=_mean([entry.events_per_activation for entry in layers]),
+        spike_fed_mac_share=spike_fed_mac_share(student.config),
+        amplitudes=spike_amplitudes(student),
+        layers=tuple(layers),
+    )
+
+
+def spike_amplitudes(student: GooseForCausalLM) -> dict[str, dict[str, float | None]]:
+    """Learned amplitude of every encoder by layer and site, a channel-wise one as its mean."""
+    amplitudes: dict[str, dict[str, float | None]] = {}
+    for path, module in student.model.named_modules():
+        if isinstance(module, SpikeEncoder) and module.amplitude is not None:
+            _, layer, *_, site = path.split(".")
+            amplitudes.setdefault(f"layer_{layer}", {})[site] = float(module.amplitude.detach().mean())
+    return amplitudes
+
+
+def run_checks(evaluations: tuple[float | None, ...], best: float | None, skipped: int) -> tuple[Check, ...]:
+    """What every sound run passes: it learned, and no step was lost to non-finite numbers."""
+    untrained = evaluations[0] if evaluations else None
+    return (
+        check("best perplexity over untrained perplexity", quotient(best, untrained), "<", 1.0),
+        check("skipped steps", float(skipped), "<=", 0.0),
+    )
+
+
+def device_name(device: torch.device, environment: Mapping[str, Any]) -> str:
+    """The GPU's name, or the CPU's as the environment has it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(environment.get("cpu", device.type))
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from asnn_goose.data.batches import BatchPlan, epoch_permutation
+from asnn_goose.data.tokens import TokenRows
+
+ROWS = 13
+
+
+@pytest.fixture
+def rows() -> TokenRows:
+    return TokenRows(tokens=np.repeat(np.arange(ROWS, dtype=np.uint16), 4), window=4, stride=4)
+
+
+def rows_taken(plan: BatchPlan, batches: int, rows_seen: int = 0) -> list[int]:
+    taken: list[int] = []
+    for _ in range(batches):
+        taken += plan.batch(rows_seen)[:, 0].tolist()
+        rows_seen = plan.advance(rows_seen)
+    return taken
+
+
+def test_batch_is_int64_rows_of_the_window(rows: TokenRows) -> None:
+    batch = BatchPlan(rows, batch_size=3, seed=0).batch(0)
+    assert (batch.dtype, batch.shape) == (torch.int64, (3, 4))
+
+
+def test_epoch_visits_every_row_once(rows: TokenRows) -> None:
+    assert sorted(rows_taken(BatchPlan(rows, batch_size=1, seed=0), ROWS)) == list(range(ROWS))
+
+
+def test_rows_come_in_the_order_of_numpys_permutation(rows: TokenRows) -> None:
+    taken = rows_taken(BatchPlan(rows, batch_size=2, seed=7), ROWS)
+    orders = [np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, epoch]))) for epoch in (0, 1)]
+    assert taken == [row for order in orders for row in order.permutation(ROWS).tolist()]
+
+
+def test_epochs_and_seeds_differ(rows: TokenRows) -> None:
+    orders = {tuple(epoch_permutation(ROWS, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+@pytest.mark.parametrize("rows_seen", [2, 12, 14, 26 * 10**6])
+def test_resumed_batches_are_those_of_a_run_that_never_stopped(rows: TokenRows, rows_seen: int) -> None:
+    whole = rows_taken(BatchPlan(rows, batch_size=2, seed=1), 12, rows_seen)
+    assert rows_taken(BatchPlan(rows, batch_size=2, seed=1), 7, rows_seen + 10) == whole[10:]
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 6), (3, 4), (12, 1)])
+def test_number_of_processes_leaves_the_global_batch_equal(rows: TokenRows, processes: int, batch_size: int) -> None:
+    alone = BatchPlan(rows, batch_size=12, seed=1)
+    shared = [BatchPlan(rows, batch_size, 1, processes, rank) for rank in range(processes)]
+    for rows_seen in (0, 12, 24, 7):
+        assert torch.equal(torch.cat([plan.batch(rows_seen) for plan in shared]), alone.batch(rows_seen))
+        assert {plan.advance(rows_seen) for plan in shared} == {alone.advance(rows_seen)}
+
+
+def test_ranks_share_no_row_within_an_epoch(rows: TokenRows) -> None:
+    plans = [BatchPlan(rows, batch_size=2, seed=1, processes=3, rank=rank) for rank in range(3)]
+    taken = [row for plan in plans for row in rows_taken(plan, 2)]
+    assert len(set(taken)) == len(taken) == 12
+
+
+def test_batch_larger_than_an_epoch_goes_on_into_the_next(rows: TokenRows) -> None:
+    taken = rows_taken(BatchPlan(rows, batch_size=3 * ROWS, seed=0), 1)
+    assert [sorted(taken[start : start + ROWS]) for start in (0, ROWS, 2 * ROWS)] == [list(range(ROWS))] * 3
+
+
+@pytest.mark.parametrize(
+    "changed", [{"batch_size": 0}, {"rank": 2}, {"rank": -1}, {"processes": 0}, {"rows": TokenRows(np.arange(3), 4, 4)}]
+)
+def test_plan_that_cannot_be_is_refused(rows: TokenRows, changed: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"must (be|hold)"):
+        BatchPlan(**{"rows": rows, "batch_size": 1, "seed": 0, "processes": 2, "rank": 0, **changed})

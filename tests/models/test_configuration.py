@@ -1,0 +1,56 @@
+import pytest
+from transformers import AutoConfig
+
+from asnn_goose.models.configuration import DEFAULT_SPIKES, GooseConfig
+
+
+def test_inner_width_is_four_widths_unless_given():
+    assert GooseConfig(hidden_size=10).intermediate_size == 40
+    assert GooseConfig(hidden_size=10, intermediate_size=7).intermediate_size == 7
+
+
+def test_spike_options_not_given_take_their_defaults():
+    spikes = GooseConfig(spikes={"levels": 4, "sites": ["v"]}).spikes
+    assert spikes == DEFAULT_SPIKES | {"levels": 4, "sites": ["v"]}
+
+
+def test_two_configurations_share_no_spike_options():
+    changed = GooseConfig()
+    changed.spikes["sites"].remove("v")
+    changed.spikes["surrogate"]["width"] = 9.0
+    assert GooseConfig().spikes["sites"] == ["k", "v"]
+    assert GooseConfig().spikes["surrogate"]["width"] == 1.0
+
+
+def test_a_configuration_saved_is_the_configuration_loaded(tmp_path):
+    config = GooseConfig(
+        hidden_size=24, mlp="swiglu", positions="none", spikes={"alpha": 0.5}, teacher_name="gpt2", eos_token_id=3
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, GooseConfig)
+    assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"norm": "batchnorm"},
+        {"mlp": "relu"},
+        {"mixer": "goose"},
+        {"positions": "rotary"},
+        {"decay_init": "zeros"},
+        {"mix_init": "zeros"},
+        {"recurrence": "fast"},
+        {"scan_backend": "cuda"},
+        {"spikes": {"sites": ["q"]}},
+        {"spikes": {"amplitude": "group"}},
+        {"spikes": {"scale": "batch"}},
+        {"spikes": {"surrogate": {"kind": "hat"}}},
+        {"spikes": {"level": 2}},
+    ],
+    ids=str,
+)
+def test_a_choice_this_version_does_not_know_is_refused(choice):
+    with pytest.raises(ValueError, match="knows"):
+        GooseConfig(**choice)

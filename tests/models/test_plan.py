@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from asnn_goose.models.plan import layer_plan, macs_per_token, spike_fed_mac_share
+
+TOKENS = 16
+
+
+def operations(student, kind):
+    return [operation for operation in layer_plan(student.config) if operation.kind == kind]
+
+
+def test_every_matmul_names_a_linear_of_its_size(student):
+    block = student.model.layers[0]
+    for operation in operations(student, "matmul"):
+        linear = block.get_submodule(operation.module)
+        assert type(linear) is nn.Linear
+        assert linear.in_features * linear.out_features == operation.macs
+
+
+def test_every_linear_of_a_block_is_named_once(student):
+    linears = [name for name, module in student.model.layers[0].named_modules() if isinstance(module, nn.Linear)]
+    assert sorted(operation.module for operation in operations(student, "matmul")) == sorted(linears)
+
+
+def test_every_norm_of_a_block_is_named_once(student):
+    block = student.model.layers[0]
+    norms = [name for name, module in block.named_modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm)]
+    assert sorted(operation.module for operation in operations(student, "norm")) == sorted(norms)
+
+
+@pytest.mark.parametrize("sites", [[], ["k"], ["v"], ["k", "v"]])
+def test_what_is_encoded_is_what_the_configuration_says(make_student, sites):
+    student = make_student(spikes={"sites": sites})
+    encoders = {operation.module: operation.output for operation in operations(student, "encode")}
+    assert encoders == {f"mixer.encoders.{site}": site for site in sites}
+    assert sorted(student.model.layers[0].mixer.encoders) == sorted(sites)
+
+
+def test_every_tensor_is_made_before_it_is_read(student):
+    made = {"x"}
+    for operation in layer_plan(student.config):
+        assert set(operation.inputs) <= made
+        assert operation.output not in made
+        made.add(operation.output)
+
+
+def test_every_tensor_but_the_last_is_read(student):
+    plan = layer_plan(student.config)
+    read = {name for operation in plan for name in operation.inputs}
+    assert [operation.output for operation in plan if operation.output not in read] == ["x_next"]
+
+
+def test_macs_are_what_pytorch_counts(student):
+    ids = torch.ones(2, TOKENS // 2, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        student(ids)
+    assert macs_per_token(student.config) == counter.get_total_flops() / 2 / TOKENS
+
+
+@pytest.mark.parametrize("sites", [[], ["k"], ["k", "v"]])
+def test_spikes_at_key_and_value_feed_no_matmul(make_student, sites):
+    assert spike_fed_mac_share(make_student(spikes={"sites": sites}).config) == 0.0

@@ -1,0 +1,162 @@
+import pytest
+import torch
+
+from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.surrogate import SurrogateSpec
+
+# Ten numbers whose mean magnitude is 1, so that with alpha = 1 the threshold is 1, the step 2 and z = x / 2.
+TOKEN = [5.0, -3.0, 1.0, -0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+# Closed forms are compared in float64, where a handful of operations round to far less than this.
+CLOSE = {"rtol": 0.0, "atol": 1e-12}
+RECORDED = SurrogateSpec("recorded_ste")
+
+
+def token(requires_grad=False):
+    return torch.tensor([TOKEN], dtype=torch.float64, requires_grad=requires_grad)
+
+
+def encoder(**choices):
+    return SpikeEncoder(width=len(TOKEN), **choices).double()
+
+
+def random_tokens(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("levels", "alpha", "expected"),
+    [
+        (1, 1.0, [1, -1, 1, 0, 0, 0, 0, 0, 0, 0]),
+        (2, 1.0, [2, -2, 1, 0, 0, 0, 0, 0, 0, 0]),
+        (3, 1.0, [3, -2, 1, 0, 0, 0, 0, 0, 0, 0]),
+        (3, 0.5, [3, -3, 1, -1, 1, 0, 0, 0, 0, 0]),
+        (1, 4.0, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("surrogate", [SurrogateSpec(), RECORDED])
+def test_values_are_those_computed_by_hand(levels, alpha, expected, surrogate):
+    spikes = encoder(levels=levels, alpha=alpha, surrogate=surrogate)(token())
+    assert spikes.values.tolist() == [expected]
+
+
+@pytest.mark.parametrize(("size", "step"), [(0.001, 0.02), (0.5, 1.0), (100.0, 20.0)])
+def test_threshold_is_clamped_between_a_hundredth_and_ten(size, step):
+    spikes = encoder(scale="token")(torch.full((1, 10), size, dtype=torch.float64))
+    torch.testing.assert_close(spikes.token_scale, torch.tensor([[step]], dtype=torch.float64), **CLOSE)
+
+
+def test_what_lies_below_the_smallest_threshold_is_silent():
+    assert encoder()(torch.full((1, 10), 0.009, dtype=torch.float64)).values.count_nonzero() == 0
+
+
+def test_a_token_spikes_alone_as_in_its_batch():
+    x = random_tokens(4, 7, 10)
+    together = encoder(levels=3)(x).values
+    alone = torch.stack([torch.stack([encoder(levels=3)(step).values for step in row]) for row in x])
+    assert torch.equal(together, alone)
+
+
+def test_later_tokens_leave_earlier_spikes_as_they_were():
+    x = random_tokens(2, 7, 10)
+    changed = x.clone()
+    changed[:, 4:] *= 100.0
+    assert torch.equal(encoder(levels=3)(x).values[:, :4], encoder(levels=3)(changed).values[:, :4])
+
+
+@pytest.mark.parametrize("surrogate", ["clipped_ste", "ste", "sigmoid", "triangle", "superspike", "atan", "recorded_ste"])
+@pytest.mark.parametrize("scale", ["none", "token"])
+def test_silent_tokens_stay_finite_forward_and_backward(surrogate, scale):
+    x = torch.zeros(2, 3, 10, dtype=torch.float64, requires_grad=True)
+    spiking = encoder(surrogate=SurrogateSpec(surrogate), scale=scale, learn_alpha=True)
+    dense = spiking(x).dense()
+    dense.sum().backward()
+    assert torch.equal(dense, torch.zeros_like(dense))
+    assert all(tensor.grad.isfinite().all() for tensor in (x, *spiking.parameters()) if tensor.grad is not None)
+
+
+def test_gradient_of_a_spike_is_the_surrogate_over_the_step():
+    x = token(requires_grad=True)
+    encoder(surrogate=SurrogateSpec("triangle"))(x).values.sum().backward()
+    # z = 2.5, 1.5, 0.5, 0.25, 0.25, 0 lie 2, 1, 0, 1/4, 1/4, 1/2 from the threshold at 1/2; the step is 2.
+    by_hand = [0.0, 0.0, 1.0, 0.75, 0.75] + [0.5] * 5
+    torch.testing.assert_close(x.grad, torch.tensor([by_hand], dtype=torch.float64) / 2.0, **CLOSE)
+
+
+@pytest.mark.parametrize("scale", ["none", "token"])
+@pytest.mark.parametrize("amplitude", ["none", "scalar", "channel"])
+def test_recorded_estimator_passes_the_gradient_to_x_whatever_the_amplitude(scale, amplitude):
+    x = token(requires_grad=True)
+    spiking = encoder(surrogate=RECORDED, scale=scale, amplitude=amplitude)
+    if spiking.amplitude is not None:
+        spiking.amplitude.data.uniform_(0.1, 3.0, generator=torch.Generator().manual_seed(0))
+    weights = random_tokens(1, 10)
+    (spiking(x).dense() * weights).sum().backward()
+    torch.testing.assert_close(x.grad, weights, **CLOSE)
+
+
+@pytest.mark.parametrize(("scale", "step"), [("none", 1.0), ("token", 2.0)])
+def test_recorded_estimator_gives_the_amplitude_its_spikes(scale, step):
+    spiking = encoder(surrogate=RECORDED, scale=scale, amplitude="channel", levels=3)
+    spiking(token(requires_grad=True)).dense().sum().backward()
+    expected = step * torch.tensor([3.0, -2.0, 1.0] + [0.0] * 7, dtype=torch.float64)
+    torch.testing.assert_close(spiking.amplitude.grad, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("scale", ["none", "token"])
+def test_recorded_estimator_gives_alpha_nothing(scale):
+    spiking = encoder(surrogate=RECORDED, scale=scale, learn_alpha=True)
+    spiking(token(requires_grad=True)).dense().sum().backward()
+    assert spiking.alpha.grad is None or spiking.alpha.grad == 0.0
+
+
+@pytest.mark.parametrize("scale", ["none", "token"])
+def test_alpha_learns_through_the_step_size(scale):
+    # ds/dstep = -z h(z) / step, and d(step * s)/dstep = s - z h(z) as in LSQ. Twice the mean magnitude is dstep/dalpha:
+    # it is 2, the step itself.
+    spiking = encoder(learn_alpha=True, scale=scale, surrogate=SurrogateSpec("triangle"))
+    weights = random_tokens(1, 10)
+    (spiking(token()).dense() * weights).sum().backward()
+    z = torch.tensor([TOKEN], dtype=torch.float64) / 2.0
+    bump = (1.0 - (z.abs() - 0.5).abs()).clamp_min(0.0)
+    values = torch.tensor([[1.0, -1.0, 1.0] + [0.0] * 7], dtype=torch.float64)
+    slope = -z * bump / 2.0 if scale == "none" else values - z * bump
+    torch.testing.assert_close(spiking.alpha.grad, (weights * slope * 2.0).sum(), **CLOSE)
+
+
+def test_alpha_gets_no_gradient_where_the_threshold_is_clamped():
+    spiking = encoder(learn_alpha=True)
+    spiking(torch.full((1, 10), 1e-4, dtype=torch.float64)).values.sum().backward()
+    assert spiking.alpha.grad == 0.0
+
+
+@pytest.mark.parametrize(("amplitude", "shape"), [("scalar", ()), ("channel", (10,))])
+def test_amplitude_starts_at_one_in_its_shape(amplitude, shape):
+    torch.testing.assert_close(encoder(amplitude=amplitude).amplitude.detach(), torch.ones(shape, dtype=torch.float64))
+
+
+def test_dense_form_is_amplitude_times_step_times_values():
+    spiking = encoder(amplitude="channel", scale="token", levels=3)
+    spiking.amplitude.data.copy_(torch.arange(10))
+    expected = 2.0 * torch.tensor([[0.0 * 3, 1.0 * -2, 2.0 * 1] + [0.0] * 7], dtype=torch.float64)
+    torch.testing.assert_close(spiking(token()).dense(), expected, **CLOSE)
+
+
+def test_without_amplitude_and_scale_the_dense_form_is_the_spikes():
+    spikes = encoder(amplitude="none", scale="none")(token())
+    assert spikes.amplitude is None
+    assert spikes.token_scale is None
+    assert torch.equal(spikes.dense(), spikes.values)
+
+
+def test_bfloat16_input_spikes_as_its_float32_copy():
+    x = random_tokens(3, 10).bfloat16()
+    spiking = SpikeEncoder(width=10, levels=3, scale="token")
+    spikes = spiking(x)
+    assert spikes.values.dtype == spikes.token_scale.dtype == torch.float32
+    assert torch.equal(spikes.values, spiking(x.float()).values)
+
+
+@pytest.mark.parametrize("surrogate", [SurrogateSpec(), RECORDED])
+def test_values_are_integers_within_the_levels(surrogate):
+    values = encoder(levels=3, alpha=0.3, surrogate=surrogate)(random_tokens(50, 10)).values
+    assert set(values.unique().tolist()) == {-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0}

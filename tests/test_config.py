@@ -1,0 +1,91 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from asnn_goose.config import Recipe, TrainingBySteps, TrainingByTokens
+from asnn_goose.config_text import HubText, LocalText, PydocText
+
+SMALLEST = {"data": {"name": "pydoc"}, "training": {"steps": 10}}
+LIGHT_MODULES = ("config", "presets", "overrides", "recipe_errors", "run_dir", "environment", "results", "report.page")
+
+
+def recipe(**sections):
+    return Recipe.model_validate_json(json.dumps(SMALLEST | sections))
+
+
+def test_teacher_data_and_budget_are_all_a_recipe_must_say():
+    assert recipe().teacher.name == "gpt2"
+    with pytest.raises(ValidationError, match="Field required"):
+        Recipe.model_validate_json("{}")
+
+
+@pytest.mark.parametrize(
+    ("data", "choice"),
+    [({"name": "pydoc"}, PydocText), ({"name": "wikitext"}, HubText), ({"path": "books"}, LocalText)],
+)
+def test_data_is_told_apart_by_name_and_path(data, choice):
+    assert type(recipe(data=data).data) is choice
+
+
+@pytest.mark.parametrize(("budget", "choice"), [({"steps": 3}, TrainingBySteps), ({"tokens": 3}, TrainingByTokens)])
+def test_budget_is_told_apart_by_its_unit(budget, choice):
+    assert type(recipe(training=budget).training) is choice
+
+
+@pytest.mark.parametrize("training", [{}, {"steps": 1, "tokens": 1}, 3, None, [1]])
+def test_anything_but_one_budget_is_refused(training):
+    with pytest.raises(ValidationError, match="exactly one budget"):
+        recipe(training=training)
+
+
+@pytest.mark.parametrize("data", [{}, 3, None, ["pydoc"]])
+def test_data_without_name_or_path_is_refused(data):
+    with pytest.raises(ValidationError, match="data needs `name`"):
+        recipe(data=data)
+
+
+def test_unknown_keys_are_refused():
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        recipe(spikes={"level": 2})
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, True])
+def test_numbers_are_not_converted(value):
+    with pytest.raises(ValidationError, match="valid integer"):
+        recipe(spikes={"levels": value})
+
+
+def test_streaming_needs_a_bound():
+    with pytest.raises(ValidationError, match=r"data\.max_documents"):
+        recipe(data={"name": "c4", "streaming": True})
+
+
+def test_windows_must_fit_learned_positions():
+    with pytest.raises(ValidationError, match=r"student\.max_positions >= 256, got 100"):
+        recipe(student={"max_positions": 100})
+    assert recipe(student={"max_positions": 100, "positions": "none"}).student.max_positions == 100
+
+
+def test_an_objective_of_nothing_is_refused():
+    with pytest.raises(ValidationError, match="raise one of them"):
+        recipe(objective={"kl_weight": 0})
+
+
+def test_moment_decays_stay_below_one():
+    with pytest.raises(ValidationError, match="less than 1"):
+        recipe(training={"steps": 1, "betas": [0.9, 1.0]})
+
+
+def test_a_recipe_cannot_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe().teacher.name = "other"
+
+
+def test_what_reads_a_recipe_loads_no_model_library():
+    imports = "; ".join(f"import asnn_goose.{name}" for name in LIGHT_MODULES)
+    code = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,87 @@
+import pytest
+
+from asnn_goose.config import Recipe, TrainingBySteps
+from asnn_goose.config_text import LocalText, PydocText
+from asnn_goose.errors import ConfigError
+from asnn_goose.presets import load_recipe
+from asnn_goose.recipe_errors import locate, recipe_paths, section_choices, show
+
+REFUSALS = {
+    "training.tokens=1M": 'training.tokens: expected a whole number such as 1000000, got "1M"',
+    "training.steps=0": "training.steps: expected a value greater than or equal to 1, got 0",
+    "training.learning_rate=fast": 'training.learning_rate: expected a number, got "fast"',
+    "training.compile=yes": 'training.compile: expected true or false, got "yes"',
+    "training.betas=[0.9]": "training.betas[1] is missing: the list is too short",
+    "training.betas=[1, 2, 3]": "training.betas: expected a list of 2, got [1, 2, 3]",
+    "training.early_stopping=5": "training.early_stopping: expected a section with keys, got 5",
+    "teacher.name=3": "teacher.name: expected text (quote a value that reads as a number, a date or null), got 3",
+    "teacher.sha256=x": 'teacher.sha256: expected text that matches ^[0-9a-f]{64}$, got "x"',
+    "teacher=null": "teacher: expected a section with keys, got null",
+    "spikes.sites=k": 'spikes.sites: expected a list such as [a, b], got "k"',
+    "spikes.sites=[q]": "spikes.sites[0]: expected 'k' or 'v', got \"q\"",
+    "spikes.threshold.kind=x": 'spikes.threshold.kind: expected one of fixed, learned, got "x"',
+    "spikes.threshold={}": "spikes.threshold.kind: expected one of fixed, learned, got null",
+    "student.mixer=wkx": "student.mixer: expected 'wkv', got \"wkx\"",
+    "spikes.level=2": "spikes.level: unknown key; did you mean spikes.levels?",
+    "training.lr=1": "training.lr: unknown key; did you mean training.learning_rate?",
+    "batch_size=4": "batch_size: unknown key; did you mean training.batch_size?",
+    "trainig.steps=3": "trainig: unknown key; did you mean training?",
+    "teacher.x=1": "teacher.x: unknown key; teacher takes name, dtype, compile, sha256",
+    "data.subset=x": (
+        "data.subset does not apply to the chosen data, which takes documents, rows, held_out_fraction, name"
+    ),
+    "data.rows.max_line_tokens=5": "data.rows.max_line_tokens does not apply to the chosen data.rows, which takes kind",
+    "student.max_positions=9": "windows of 256 tokens need student.max_positions >= 256, got 9",
+    "training=3": "training needs exactly one budget, `steps` or `tokens`",
+    "data={}": "data needs `name` (a hub data set or `pydoc`) or `path` (a file or folder)",
+}
+
+
+@pytest.mark.parametrize("override", REFUSALS)
+def test_each_bad_value_is_one_line_with_path_expectation_and_value(override):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("quickstart", [override])
+    assert str(caught.value) == REFUSALS[override]
+
+
+def test_a_missing_section_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("training: {steps: 1}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^data is missing and has no default$"):
+        load_recipe(str(tmp_path / "mine.yaml"), [])
+
+
+def test_several_errors_print_the_first_and_count_the_others():
+    with pytest.raises(ConfigError, match=r"^teacher\.dtype: .* \(and 2 more\)$"):
+        load_recipe("quickstart", ["training.seed=x", "teacher.dtype=int4", "data.z=3"])
+
+
+@pytest.mark.parametrize(
+    ("location", "path", "section"),
+    [
+        ((), "", Recipe),
+        (("training", "steps", "steps"), "training.steps", TrainingBySteps),
+        (("data", "path", "path"), "data.path", LocalText),
+        (("data", "pydoc", "rows", "recorded", "max_line_tokens"), "data.rows.max_line_tokens", None),
+        (("data", "pydoc", "subset"), "data.subset", PydocText),
+    ],
+)
+def test_union_tags_do_not_appear_in_paths(location, path, section):
+    place = locate(location)
+    assert place.path == path
+    assert section in (None, place.section)
+
+
+def test_choices_go_by_the_tags_that_recipes_use():
+    fields = Recipe.model_fields
+    assert list(section_choices(fields["training"].annotation)) == ["steps", "tokens"]
+    assert list(section_choices(fields["data"].annotation)) == ["name", "path", "pydoc"]
+    assert list(section_choices(fields["evaluation"].annotation)) == ["standard", "recorded"]
+    assert section_choices(fields["description"].annotation) == {}
+
+
+def test_recipe_paths_reach_into_every_choice():
+    assert {"training.tokens", "data.path", "data.subset", "objective.temperature.value"} <= set(recipe_paths())
+
+
+def test_a_long_value_is_cut():
+    assert len(show("x" * 1000)) == 60
