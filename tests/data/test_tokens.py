@@ -47,7 +47,7 @@ def test_packed_tokens_decode_to_their_documents(tokenizer: PreTrainedTokenizerB
 
 def test_recorded_lines_are_tokenized_alone_and_cut(tokenizer: PreTrainedTokenizerBase) -> None:
     tokens = tokenize_documents([" One.\n\n \nTwo geese fly over the lake.", "Three.\n"], tokenizer, RECORDED)
-    lines = [" One.", "Two geese fly over the lake.", "Three."]
+    lines = [" One.\n", "Two geese fly over the lake.", "Three.\n"]
     assert tokens.tolist() == [token for line in lines for token in ids(tokenizer, line)[:5]]
 
 

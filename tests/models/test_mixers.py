@@ -63,7 +63,7 @@ def test_projections_start_with_a_deviation_of_a_tenth_over_the_square_root_of_t
     wide = mixer(width=256)
     for projection in (wide.key, wide.value, wide.receptance, wide.output):
         # 65,536 draws give the deviation to 0.3 %.
-        assert float(projection.weight.std()) == pytest.approx(0.1 / 16, rel=0.02)
+        assert projection.weight.std().item() == pytest.approx(0.1 / 16, rel=0.02)
 
 
 def test_dense_mixer_is_the_recurrence_written_as_a_loop():

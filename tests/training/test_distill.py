@@ -186,21 +186,6 @@ def test_early_stopping_stops_and_keeps_the_best(
     assert results.perplexities.best == min(results.curves.perplexity.values)
 
 
-def test_the_recorded_scan_is_worse_than_the_exact_one_for_the_same_seed(
-    small_recipe: MakeRecipe, tmp_path: Path, quiet_console: Console
-) -> None:
-    perplexities = {}
-    for recurrence in ("exact", "recorded"):
-        recipe = small_recipe(
-            student={"recurrence": recurrence, "decay_init": "recorded", "positions": "none"},
-            training={"steps": 60, "window": 64, "batch_size": 8, "evaluation_interval": 60, "checkpoint_interval": 60},
-            evaluation={"window": 64},
-        )
-        folder = RunDirectory.create(tmp_path / recurrence, "", {"recipe": recurrence, "platform_kind": "local"})
-        perplexities[recurrence] = distill(recipe, folder, quiet_console).results.student.perplexity
-    assert perplexities["exact"] < perplexities["recorded"]
-
-
 def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> None:
     """Make the loss of the given attempts NaN."""
     original, attempts = TrainingLoop._update, iter(range(10_000))

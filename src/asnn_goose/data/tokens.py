@@ -1,6 +1,7 @@
 """Documents become one long row of token ids, kept in the cache and read from there memory-mapped."""
 
 import hashlib
+import io
 import json
 import logging
 import re
@@ -104,8 +105,8 @@ def tokenize_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Int64[np.nda
 def tokenize_lines(text: str, tokenizer: PreTrainedTokenizerBase, max_line_tokens: int) -> Int64[np.ndarray, " tokens"]:
     """The tokens of a text whose lines are tokenized alone, as the recorded notebooks did.
 
-    Blank lines are dropped, every other line is cut after `max_line_tokens` tokens, and nothing stands
-    between lines, neither the line break nor an end-of-text token.
+    Blank lines are dropped, every other line is tokenized with its line break, as the rows of the recorded
+    data set have it, and cut after `max_line_tokens` tokens; no end-of-text token stands between lines.
     """
     lines = _token_pieces(_line_texts([text]), tokenizer, max_line_tokens)
     return np.fromiter((token for line in lines for token in line), dtype=np.int64)
@@ -263,7 +264,8 @@ def _packed_texts(documents: Iterable[str], end_of_text: int) -> Iterator[TextAf
 
 def _line_texts(documents: Iterable[str]) -> Iterator[TextAfter]:
     for document in documents:
-        yield from (([], line) for line in document.split("\n") if line.strip())
+        # newline="\n" keeps each line as it stands, its break included, and splits at no other sign.
+        yield from (([], line) for line in io.StringIO(document, newline="\n") if line.strip())
 
 
 def _short_pieces(document: str) -> Iterator[str]:

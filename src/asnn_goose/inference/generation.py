@@ -38,11 +38,12 @@ def continue_prompt(name: str, prompt: str, options: SamplingOptions) -> str:
     encoded = loaded.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     ids = encoded["input_ids"].long()
     if ids.shape[1] == 0:
-        start = loaded.tokenizer.bos_token_id or loaded.tokenizer.eos_token_id
+        start = _first_given(loaded.tokenizer.bos_token_id, loaded.tokenizer.eos_token_id)
         if start is None:
             raise ModelError(f"--prompt is empty and {name} has no start token: give at least one word")
         ids = torch.tensor([[start]])
-    sampling = {} if options.greedy else {"temperature": options.temperature, "top_p": options.top_p}
+    # transformers samples from the 50 likeliest tokens alone unless top_k is 0.
+    sampling = {} if options.greedy else {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(options.seed)
         try:
@@ -51,9 +52,20 @@ def continue_prompt(name: str, prompt: str, options: SamplingOptions) -> str:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=options.max_new_tokens,
                 do_sample=not options.greedy,
-                pad_token_id=loaded.tokenizer.pad_token_id or loaded.tokenizer.eos_token_id,
+                pad_token_id=_first_given(loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id),
                 **sampling,
             )
         except ValueError as error:
             raise ModelError(str(error)) from error
+        except IndexError as error:
+            # What an embedding raises; the positions of a text are the only index that grows.
+            raise ModelError(
+                f"the prompt's {ids.shape[1]} tokens and {options.max_new_tokens} more reach past the positions that "
+                f"{name} has: ask for fewer with --max-new-tokens, or shorten --prompt"
+            ) from error
     return str(loaded.tokenizer.decode(produced[0], skip_special_tokens=True))
+
+
+def _first_given(*token_ids: int | None) -> int | None:
+    """The first id that is not None; 0 is an id."""
+    return next((token_id for token_id in token_ids if token_id is not None), None)

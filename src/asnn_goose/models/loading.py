@@ -1,6 +1,7 @@
 """Loads any causal language model by the one name users give: hub id, directory, run folder, .gguf, `smollm2`."""
 
 import logging
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +27,10 @@ from asnn_goose.errors import HubUnreachableError, TeacherError
 from asnn_goose.models.smollm2 import check_sha256, fetch_smollm2
 
 logger = logging.getLogger(__name__)
+
+# What transformers, tokenizers, safetensors and gguf raise for files that are damaged, incomplete or not theirs, and
+# for a package that a model or its tokenizer needs and this machine lacks.
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error)
 
 OFFLINE_WAYS = (
     "offline, give teacher.name=DIRECTORY (made by save_pretrained), teacher.name=FILE.gguf, or teacher.name=smollm2, "
@@ -68,9 +74,11 @@ def load_causal_lm(
         HubUnreachableError: A hub id, and the hub does not answer within 5 s.
     """
     arguments = _source_arguments(name, sha256)
-    with _quiet_transformers():
-        model = _load(AutoModelForCausalLM, name, arguments, dtype=dtype, **_dequantize(arguments))
+    with quiet_transformers():
+        model = _load_model(name, arguments, dtype)
         tokenizer = _load(AutoTokenizer, name, arguments)
+    if not tokenizer.vocab_size:
+        raise TeacherError(f"cannot load {name}: it holds no tokenizer; save the model's own beside it")
     model.eval().requires_grad_(False).to(device)
     return LoadedModel(model, tokenizer, name, tokenizer_hash(tokenizer))
 
@@ -104,7 +112,7 @@ def _hub_arguments(name: str) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": name}
     local = {"pretrained_model_name_or_path": name, "local_files_only": True}
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             AutoConfig.from_pretrained(**local)
     except (OSError, ValueError):
         raise HubUnreachableError(
@@ -114,10 +122,24 @@ def _hub_arguments(name: str) -> dict[str, Any]:
     return local
 
 
+def _load_model(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    # transformers would draw weights that are missing or of another shape at random, with a warning.
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, found = _load(AutoModelForCausalLM, name, arguments, **options, **_dequantize(arguments))
+    wrong = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+    if wrong:
+        raise TeacherError(
+            f"cannot load {name}: {len(wrong)} of its weights are missing or do not have the shape its configuration "
+            f"says, {wrong[0]} first; save or download it again"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
 def _load(loader: Any, name: str, arguments: dict[str, Any], **options: Any) -> Any:
     try:
         return loader.from_pretrained(**arguments, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LOAD_ERRORS as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TeacherError(f"cannot load {name}: {first_line}") from error
 
@@ -130,7 +152,8 @@ def _dequantize(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Within the block, transformers prints no logs, bars or warnings of its own."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

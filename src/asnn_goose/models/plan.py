@@ -46,10 +46,11 @@ def layer_plan(config: GooseConfig) -> tuple[Operation, ...]:
         Operation("norm", "feed_forward_norm", ("x_mixed",), "ffn_in"),
         Operation("matmul", "feed_forward.up", ("ffn_in",), "ffn_up", width * inner),
     ]
-    if config.mlp == "swiglu":
+    gated = ("ffn_gate",) if config.mlp == "swiglu" else ()
+    if gated:
         plan.append(Operation("matmul", "feed_forward.gate", ("ffn_in",), "ffn_gate", width * inner))
     plan += [
-        Operation("elementwise", "", ("ffn_up",), "ffn_mid"),
+        Operation("elementwise", "", ("ffn_up", *gated), "ffn_mid"),
         Operation("matmul", "feed_forward.down", ("ffn_mid",), "ffn_out", width * inner),
         Operation("elementwise", "", ("x_mixed", "ffn_out"), "x_next"),
     ]

@@ -47,6 +47,8 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
     Raises:
         GooseError: Whatever in the user's input, machine or checkpoint stops the run, in one line.
     """
+    # Nothing in a run draws from the global generator unseeded; a resumed run restores its state.
+    torch.manual_seed(recipe.training.seed)
     found = newest_checkpoint(folder, console)
     state = fresh_state(recipe) if found is None else resumed_state(found, recipe, console)
     folder.cut_metrics(-1 if found is None else state.step)

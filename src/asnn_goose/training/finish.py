@@ -15,6 +15,7 @@ from asnn_goose.errors import MachineError
 from asnn_goose.evaluation.efficiency import model_flops_utilization
 from asnn_goose.evaluation.student import probe_spikes
 from asnn_goose.measurements import curve, curves_from_metrics
+from asnn_goose.models.loading import quiet_transformers
 from asnn_goose.models.plan import spike_fed_mac_share
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.presets import recipe_yaml
@@ -81,8 +82,9 @@ def export_model(student: GooseForCausalLM, tokenizer: Any, target: Path) -> Non
     fresh = target.with_name(f".{target.name}.writing")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
-        student.eval().save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
+        with quiet_transformers():
+            student.eval().save_pretrained(fresh)
+            tokenizer.save_pretrained(fresh)
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
     except OSError as error:

@@ -1,0 +1,52 @@
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from asnn_goose.errors import MachineError
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.training.distill import RunOutcome
+from asnn_goose.training.finish import export_model, run_checks, spike_amplitudes
+
+TINY = GooseConfig(vocab_size=11, hidden_size=4, num_hidden_layers=2, max_position_embeddings=8)
+
+
+class FullDisk:
+    """A tokenizer whose saving meets a full disk."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_export_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="--resume"):
+        export_model(GooseForCausalLM(TINY), FullDisk(), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_amplitudes_are_told_by_layer_and_site() -> None:
+    assert spike_amplitudes(GooseForCausalLM(TINY)) == {f"layer_{i}": {"k": 1.0, "v": 1.0} for i in range(2)}
+
+
+def test_a_run_that_did_not_learn_or_lost_steps_fails_its_checks() -> None:
+    assert [entry.passed for entry in run_checks((50.0, 60.0), 50.0, skipped=1)] == [False, False]
+    assert [entry.passed for entry in run_checks((50.0, 40.0), 40.0, skipped=0)] == [True, True]
+
+
+def test_a_finished_run_tells_density_history_and_statistics_of_every_site(finished_run: RunOutcome) -> None:
+    layers = finished_run.results.spikes.layers
+    assert [(entry.layer, entry.site) for entry in layers] == [(0, "k"), (0, "v"), (1, "k"), (1, "v")]
+    assert all(0.0 < entry.density < 1.0 and len(entry.history.steps) == 6 for entry in layers)
+
+
+def test_figure_and_report_are_whole_files(finished_run: RunOutcome) -> None:
+    folder = finished_run.folder
+    assert (folder.figures / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert folder.report_path.read_text().rstrip().endswith("</html>")
+
+
+def test_results_survive_the_way_to_disk_and_back(finished_run: RunOutcome, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.folder.path, tmp_path / "copy")
+    assert finished_run.folder.read_results() == finished_run.results

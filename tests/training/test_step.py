@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from asnn_goose.config import FixedTemperature, Objective, TrainingBySteps
+from asnn_goose.kernels.kd_loss import LinearHead
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.training.optimizer import build_optimizer
+from asnn_goose.training.step import DistillationStep
+
+VOCABULARY, WIDTH, TEACHER_WIDTH = 53, 16, 12
+GOLDEN = Path(__file__).parents[1] / "golden" / "wkv_float64_losses.json"
+# float64 runs of the same build differ by nothing; another CPU's summation order moves the tenth digit.
+GOLDEN_RELATIVE_TOLERANCE = 1e-8
+OBJECTIVE = Objective(temperature=FixedTemperature(value=2.0), cross_entropy_weight=0.5, chunk_tokens=7)
+
+
+@pytest.fixture
+def step() -> DistillationStep:
+    """A float64 step with seeded weights."""
+    torch.manual_seed(0)
+    config = GooseConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, max_position_embeddings=32)
+    head = LinearHead(torch.randn(VOCABULARY, TEACHER_WIDTH, dtype=torch.float64), None)
+    return DistillationStep(GooseForCausalLM(config).double(), head, OBJECTIVE)
+
+
+def micro_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and teacher hidden states of four rows."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCABULARY, (4, 9), generator=generator)
+    return ids, torch.randn(4, 9, TEACHER_WIDTH, dtype=torch.float64, generator=generator)
+
+
+def test_the_loss_is_the_dense_objective_per_token(step: DistillationStep) -> None:
+    ids, hidden = micro_batch(1)
+    record = step(ids, hidden)
+    student, teacher = step.student(ids).logits, hidden @ step._teacher_head[0].weight.T
+    kl = functional.kl_div((student / 2).log_softmax(-1), (teacher / 2).log_softmax(-1), log_target=True,
+                           reduction="none").sum(-1).mean()  # fmt: skip
+    cross_entropy = functional.cross_entropy(student[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    expected = (4 * kl + 0.5 * cross_entropy).item()
+    assert (record.loss / record.kl_tokens).item() == pytest.approx(expected, rel=1e-12)
+    assert (record.kl_nats / record.kl_tokens).item() == pytest.approx(kl.item(), rel=1e-12)
+
+
+def test_every_parameter_gets_a_gradient(step: DistillationStep) -> None:
+    step(*micro_batch(1)).loss.backward()
+    without = [name for name, parameter in step.named_parameters() if parameter.grad is None]
+    assert not without
+
+
+def test_the_teacher_is_no_parameter_of_the_step(step: DistillationStep) -> None:
+    assert sum(p.numel() for p in step.parameters()) == step.student.num_parameters()
+
+
+def test_losses_of_the_seeded_run_are_the_golden_ones(step: DistillationStep) -> None:
+    optimizer = build_optimizer(step, TrainingBySteps(steps=50, learning_rate=3e-3))
+    losses = []
+    for number in range(50):
+        record = step(*micro_batch(number))
+        (record.loss / record.kl_tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(record.loss.detach() / record.kl_tokens))
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=GOLDEN_RELATIVE_TOLERANCE)
