@@ -1,11 +1,13 @@
 import json
 import shutil
+from functools import cache
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asnn_goose.errors import ModelError
+from asnn_goose.inference import generation
 from asnn_goose.inference.generation import SamplingOptions, continue_prompt
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
@@ -87,12 +89,12 @@ def test_sampling_leaves_the_global_generator_as_it_was(teacher_directory):
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_sampling_draws_from_the_whole_vocabulary(run_folder):
-    # At this temperature all 384 tokens are as good as equally likely: 24 draws from 50 alone would repeat many.
-    hot = [SamplingOptions(max_new_tokens=24, temperature=1e4, top_p=1.0, seed=seed) for seed in range(8)]
-    texts = [continue_prompt(str(run_folder), "a", options) for options in hot]
-    drawn = {token for text in texts for token in encode(run_folder / "model", text)[0].tolist()}
-    assert len(drawn) > 75
+def test_sampling_draws_from_the_whole_vocabulary(run_folder, monkeypatch):
+    # So hot that all 384 tokens are as good as equally likely: 150 draws give about 120 different ones, of which bytes
+    # that are no text look alike; no more than 50 if transformers' own default cut the rest off.
+    monkeypatch.setattr(generation, "load_causal_lm", cache(generation.load_causal_lm))
+    hot = [SamplingOptions(max_new_tokens=1, temperature=1e4, top_p=1.0, seed=seed) for seed in range(150)]
+    assert len({continue_prompt(str(run_folder), "a", options) for options in hot}) > 50
 
 
 def test_an_empty_prompt_begins_with_the_start_token(teacher_copy):
@@ -113,7 +115,6 @@ def test_an_empty_prompt_without_a_start_token_is_refused(teacher_copy):
         continue_prompt(str(teacher_copy), "", SAMPLED)
 
 
-# transformers says beforehand what then happens.
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_student_that_runs_out_of_positions_says_so_in_one_line(run_folder, greedy):
     with pytest.raises(ModelError, match="32 learned positions") as caught:

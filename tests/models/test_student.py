@@ -200,7 +200,9 @@ def test_a_tuple_is_returned_where_it_is_asked_for(plain_student, ids):
     assert torch.equal(logits, plain_student(ids).logits)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"input_ids": torch.ones(1, 2).long(), "inputs_embeds": torch.ones(1, 2, 24)}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"input_ids": torch.ones(1, 2).long(), "inputs_embeds": torch.ones(1, 2, 24)}]
+)
 def test_ids_or_embeddings_are_given_exactly_once(plain_student, arguments):
     with pytest.raises(ValueError, match="exactly one"):
         plain_student(**arguments)

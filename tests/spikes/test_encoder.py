@@ -63,7 +63,9 @@ def test_later_tokens_leave_earlier_spikes_as_they_were():
     assert torch.equal(encoder(levels=3)(x).values[:, :4], encoder(levels=3)(changed).values[:, :4])
 
 
-@pytest.mark.parametrize("surrogate", ["clipped_ste", "ste", "sigmoid", "triangle", "superspike", "atan", "recorded_ste"])
+@pytest.mark.parametrize(
+    "surrogate", ["clipped_ste", "ste", "sigmoid", "triangle", "superspike", "atan", "recorded_ste"]
+)
 @pytest.mark.parametrize("scale", ["none", "token"])
 def test_silent_tokens_stay_finite_forward_and_backward(surrogate, scale):
     x = torch.zeros(2, 3, 10, dtype=torch.float64, requires_grad=True)

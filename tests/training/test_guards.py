@@ -20,7 +20,9 @@ def test_a_finite_step_is_taken_and_not_counted(guard: NonFiniteGuard) -> None:
 
 
 @pytest.mark.parametrize(("norm", "loss"), [(BROKEN, FINE), (FINE, BROKEN), (torch.tensor(float("inf")), FINE)])
-def test_a_non_finite_norm_or_loss_skips_the_step(guard: NonFiniteGuard, norm: torch.Tensor, loss: torch.Tensor) -> None:
+def test_a_non_finite_norm_or_loss_skips_the_step(
+    guard: NonFiniteGuard, norm: torch.Tensor, loss: torch.Tensor
+) -> None:
     assert float(guard.judge(norm, loss)) == 1.0
     assert guard.read().skipped == 1
 

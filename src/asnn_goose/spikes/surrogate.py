@@ -24,9 +24,7 @@ class SurrogateSpec:
     gradient_scale: float = 1.0
 
 
-def surrogate_derivative(
-    z: Float[Tensor, "*shape"], levels: int, spec: SurrogateSpec
-) -> Float[Tensor, "*shape"]:
+def surrogate_derivative(z: Float[Tensor, "*shape"], levels: int, spec: SurrogateSpec) -> Float[Tensor, "*shape"]:
     """The stand-in for d(spike)/dz at the normalized activation z.
 
     - ste: 1 everywhere (Bengio et al. 2013).
