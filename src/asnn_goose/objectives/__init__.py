@@ -1,1 +1,0 @@
-"""What the student is trained to do."""
