@@ -5,7 +5,6 @@ Unlike a key-value cache it does not grow with the context. It speaks transforme
 """
 
 from collections.abc import Callable, Mapping
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -134,7 +133,7 @@ class RecurrentCache(Cache):
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], layers: int) -> Self:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], layers: int) -> "RecurrentCache":
         """The cache that `to_tensors` described, for a model of `layers` blocks."""
         cache = cls(layers)
         for index, layer in enumerate(cache.layers):

@@ -10,7 +10,7 @@ from asnn_goose.errors import ConfigError
 
 # bf16 must win clearly: below this ratio its rounding is not worth it.
 WORTHWHILE_SPEEDUP = 1.15
-PROBE_ROWS, PROBE_WIDTH = 1024, 1024
+CPU_PROBE_WIDTH, CUDA_PROBE_WIDTH = 1024, 8192
 REPEATS = 5
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,12 +44,19 @@ def matmul_speedup(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    left = torch.randn(PROBE_ROWS, PROBE_WIDTH, device=device).to(dtype)
-    right = torch.randn(PROBE_WIDTH, PROBE_WIDTH, device=device).to(dtype)
-    return min(_seconds(lambda: torch.mm(left, right)) for _ in range(REPEATS))
+    size = CUDA_PROBE_WIDTH if device.type == "cuda" else CPU_PROBE_WIDTH
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    product()
+    return min(_seconds(product) for _ in range(REPEATS))
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], None]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
