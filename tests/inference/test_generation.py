@@ -124,7 +124,7 @@ def test_a_student_that_runs_out_of_positions_says_so_in_one_line(run_folder, gr
 
 def test_a_teacher_that_runs_out_of_positions_says_so_in_one_line(teacher_directory):
     with pytest.raises(ModelError, match="ask for fewer") as caught:
-        continue_prompt(str(teacher_directory), PROMPT, SamplingOptions(max_new_tokens=270, greedy=True))
+        continue_prompt(str(teacher_directory), 80 * PROMPT, SamplingOptions(max_new_tokens=2, greedy=True))
     assert "\n" not in str(caught.value)
 
 

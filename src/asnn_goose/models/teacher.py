@@ -133,6 +133,7 @@ def compile_or_fall_back(module: nn.Module, role: str) -> Any:
     failed = False
 
     def call(*arguments: Any, **options: Any) -> Any:
+        """The module's result, compiled unless that has failed."""
         nonlocal failed
         if not failed:
             try:

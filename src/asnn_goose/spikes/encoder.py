@@ -113,11 +113,13 @@ def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"
 class _Staircase(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, z: Tensor, levels: int, surrogate: SurrogateSpec) -> Tensor:
+        """The staircase itself."""
         ctx.save_for_backward(z)
         ctx.levels, ctx.surrogate = levels, surrogate  # type: ignore[attr-defined]
         return staircase(z, levels)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None]:
+        """The surrogate in place of a derivative that is zero almost everywhere."""
         (z,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad_values * surrogate_derivative(z, ctx.levels, ctx.surrogate), None, None  # type: ignore[attr-defined]
