@@ -96,7 +96,8 @@ def test_every_package_is_named_in_architecture_md() -> None:
         "import asnn_goose.results",
         "import asnn_goose.run_dir",
         "import asnn_goose.report.page",
-        "import sys; sys.argv = ['asnn-goose', '--help']; from asnn_goose.cli import main\ntry: main()\nexcept SystemExit: pass",
+        "import sys; sys.argv = ['asnn-goose', '--help']\nfrom asnn_goose.cli import main\n"
+        "try: main()\nexcept SystemExit: pass",
     ],
 )
 def test_light_modules_and_help_load_neither_torch_nor_transformers(statement: str) -> None:

@@ -254,7 +254,6 @@ def _number(value: float | None) -> str:
 def _quiet_libraries() -> None:
     """Keep the libraries' own logs and bars away from the user's screen; ours stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module=r"(transformers|datasets|accelerate|huggingface_hub|torch)\b.*")

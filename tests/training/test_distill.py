@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def last_weights(folder: RunDirectory) -> dict[str, torch.Tensor]:
 def test_perplexity_falls_at_every_evaluation(finished_run: RunOutcome) -> None:
     values = finished_run.results.curves.perplexity.values
     assert len(values) == 3
-    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(values))
 
 
 def test_the_run_folder_is_complete(finished_run: RunOutcome) -> None:
@@ -171,7 +172,7 @@ def test_a_run_that_stays_broken_stops_with_a_way_out(
 ) -> None:
     break_steps(monkeypatch, set(range(4, 1000)))
     recipe = small_recipe()
-    with pytest.raises(TrainingDivergedError, match="lower training.learning_rate"):
+    with pytest.raises(TrainingDivergedError, match=r"lower training\.learning_rate"):
         distill(recipe, run_folder(recipe), quiet_console)
 
 

@@ -4,8 +4,9 @@ import logging
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from asnn_goose.data.hub import hub_answers
 from asnn_goose.data.tokens import tokenizer_hash
 from asnn_goose.errors import HubUnreachableError, TeacherError
+from asnn_goose.models.gguf_once import one_gguf_reading
 from asnn_goose.models.smollm2 import check_sha256, fetch_smollm2
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ def load_causal_lm(
         HubUnreachableError: A hub id, and the hub does not answer within 5 s.
     """
     arguments = _source_arguments(name, sha256)
-    with quiet_transformers():
+    with quiet_transformers(), _gguf_manners("gguf_file" in arguments):
         model = _load_model(name, arguments, dtype)
         tokenizer = _load(AutoTokenizer, name, arguments)
     if not tokenizer.vocab_size:
@@ -149,6 +151,16 @@ def _dequantize(arguments: dict[str, Any]) -> dict[str, Any]:
     if "gguf_file" not in arguments or not hasattr(transformers, "GgufConfig"):
         return {}
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def _gguf_manners(reads_gguf: bool) -> Iterator[None]:
+    if not reads_gguf:
+        yield
+        return
+    # The dequantizing bar goes to standard error whatever transformers is told about bars.
+    with one_gguf_reading(), redirect_stderr(StringIO()):
+        yield
 
 
 @contextmanager

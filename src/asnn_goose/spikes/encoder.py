@@ -102,7 +102,8 @@ class SpikeEncoder(nn.Module):
         factor = 1.0 if self.amplitude is None else self.amplitude.detach()
         if self.scale == "token":
             factor = factor * step
-        return values + (x - x.detach()) / factor
+        # A silent amplitude hides the bypass with the spike: there is nothing to divide by.
+        return values + (x - x.detach()) / (factor if self.amplitude is None else factor.where(factor != 0, 1.0))
 
 
 def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
