@@ -103,9 +103,7 @@ def test_the_temperature_divides_the_logits():
     assert torch.allclose(drawn.float().mean(), expected, atol=5 * 0.5 / 200, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "choices", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"candidates": 0}], ids=lambda choices: str(choices)
-)
+@pytest.mark.parametrize("choices", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"candidates": 0}], ids=str)
 def test_a_nucleus_that_holds_nothing_is_refused(choices):
     with pytest.raises(ModelError, match="candidates=1"):
         Nucleus(**choices)

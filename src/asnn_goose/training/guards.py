@@ -69,6 +69,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     asked = False
 
     def note(signal_number: int, frame: FrameType | None) -> None:
+        """Remember the request; the second interrupt does not wait."""
         nonlocal asked
         if asked and signal_number == signal.SIGINT:
             raise KeyboardInterrupt

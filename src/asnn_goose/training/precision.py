@@ -48,6 +48,7 @@ def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def product() -> None:
+        """One product, waited for."""
         torch.mm(left, right)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
