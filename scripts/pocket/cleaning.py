@@ -20,7 +20,7 @@ LONGEST_WORD = 24
 
 ASCII_FORMS = str.maketrans(
     {
-        "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u2032": "'", "`": "'", "\u00b4": "'",
+        "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u2032": "'", "\u00b4": "'",
         "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u00ab": '"', "\u00bb": '"', "\u2033": '"',
         "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": " - ", "\u2015": " - ", "\u2212": "-",
         "\u2026": "...", "\u200b": None, "\u200d": None, "\ufeff": None,
@@ -28,18 +28,20 @@ ASCII_FORMS = str.maketrans(
 )  # fmt: skip
 SENTENCE_END = re.compile(r"[.!?][\"')]*(?=\s|$)")
 REFUSAL = re.compile(
-    r"\b(as an ai|ai (language )?model|ai assistant|language model|smollm|hugging ?face|chatbot|i cannot (help|assist|provide)"
-    r"|i can't (help|assist|provide)|i'm sorry, but|i am sorry, but|i don't have (personal|feelings)|my training)\b",
+    r"\b(as an ai|ai (language )?model|ai assistant|language model|smollm|hugging ?face|chatbot|my training"
+    r"|i (cannot|can't) (help|assist|provide)|(i'm|i am) sorry, but|i don't have (personal|feelings))\b",
     re.IGNORECASE,
 )
 ABOUT_ITSELF = re.compile(
     r"^(sure|certainly|of course|here is|here's|title|note|prompt|story|question|answer)\b\s*[:,!]"
-    r"|\b(this (short )?(story|tale|paragraph|explanation|response) (is|was|shows|teaches|uses|highlights)|in this (short )?story"
-    r"|word count|the reader|young readers|young children|for a young child|simple words|easy words|bullet points?)\b",
+    r"|\b(this (short )?(story|tale|paragraph|explanation|response) (is|was|shows|teaches|uses|highlights)"
+    r"|in this (short )?story|word count|the reader|young readers|young children|for a young child"
+    r"|simple words|easy words|bullet points?)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 MARKUP = re.compile(
-    r"```|\*|#|<[|/a-z]|https?:|www\.|[{}\[\]\\|=_^~]|^\s*[-+>\u2022]\s|^\s*\(?\d+[.):]\s|\b(def|import|print) ?\(|\bstep \d",
+    r"`|\*|#|<[|/a-z]|https?:|www\.|[{}\[\]\\|=_^~]|^\s*[-+>]\s|^\s*\(?\d+[.):]\s"
+    r"|\b(def|import|print) ?\(|\bstep \d",
     re.IGNORECASE | re.MULTILINE,
 )
 ROLE = re.compile(r"^(user|assistant|system|narrator|[A-Z][a-z]+ ?\d?): ", re.MULTILINE)
@@ -100,8 +102,6 @@ def rejection_of(text: str) -> str:
     for name, pattern in (("refusal", REFUSAL), ("about itself", ABOUT_ITSELF), ("markup", MARKUP), ("role", ROLE)):
         if pattern.search(text):
             return name
-    if text.count('"') % 2:
-        return "open quote"
     if repeats_itself(text):
         return "loop"
     if max(map(len, text.split())) > LONGEST_WORD:

@@ -4,27 +4,31 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import count
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
-from asnn_goose.errors import DataError
-from asnn_goose.inference.sampling import ContinuationSampler, Nucleus
-from asnn_goose.models.loading import LoadedModel
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pocket.cleaning import DuplicateFilter, clean_text
+from asnn_goose.errors import DataError
+from asnn_goose.inference.sampling import ContinuationSampler, Nucleus
+from asnn_goose.models.loading import LoadedModel
+from pocket.cleaning import Cleaned, DuplicateFilter, clean_text
 from pocket.prompts import Prompt, chat_text, compose_prompts
 from pocket.selection import Document, write_documents
 
 logger = logging.getLogger(__name__)
 
-NUCLEUS = Nucleus(temperature=0.8, top_p=0.95, candidates=512)
+PARALLEL_TEXTS = 4096
+"""From so many texts on, processes share the cleaning."""
+
+_Drawn = tuple[Int[Tensor, " rows"], Int[Tensor, "rows new"]]
+"""A batch: the places of its prompts, and the tokens that continue them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class SamplingPlan:
         new_tokens: Longest text in tokens.
         target_tokens: Sampling ends when so many tokens have been generated.
         minutes: Sampling ends after so long at the latest.
+        nucleus: How tokens are drawn.
         seed: Seed of prompts and texts.
     """
 
@@ -47,78 +52,98 @@ class SamplingPlan:
     new_tokens: int
     target_tokens: int
     minutes: float
+    nucleus: Nucleus
     seed: int
 
 
-@dataclass
-class Harvest:
-    """Cleans sampled texts into documents and counts what became of them."""
-
-    tokenizer: PreTrainedTokenizerBase
-    eos_token_id: int
-    documents: list[Document] = field(default_factory=list)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    duplicates: DuplicateFilter = field(default_factory=DuplicateFilter)
-
-    def gather(self, prompts: list[Prompt], drawn: Int[Tensor, "rows new"]) -> None:
-        """Keep the texts of a batch that are documents and that are new."""
-        lengths = (drawn != self.eos_token_id).sum(dim=1).tolist()
-        ids = [row[:length] for row, length in zip(drawn.tolist(), lengths, strict=True)]
-        continuations = self.tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=False)
-        for prompt, continuation, length in zip(prompts, continuations, lengths, strict=True):
-            cleaned = clean_text(prompt.opening + continuation, ended=length < drawn.shape[1])
-            outcome = cleaned.rejection
-            if not outcome and not self.duplicates.admits(cleaned.text):
-                outcome = "duplicate"
-            self.outcomes[outcome or "kept"] += 1
-            if not outcome:
-                self.documents.append(Document(prompt.kind, prompt.opening, cleaned.text))
-
-
-def sample_corpus(loaded: LoadedModel, plan: SamplingPlan, path: Path) -> dict[str, object]:
+def sample_corpus(loaded: LoadedModel, plan: SamplingPlan, path: Path) -> dict[str, Any]:
     """Write documents.jsonl and return what was generated and kept, with the time it took.
 
     Raises:
         DataError: No prompt is short enough, or no text became a document.
     """
-    eos_token_id = int(loaded.tokenizer.eos_token_id)
     prompts, ids, mask = _encode(compose_prompts(plan.prompts, plan.seed), loaded, plan.prompt_tokens)
     if not prompts:
         raise DataError(f"no prompt has {plan.prompt_tokens} tokens or fewer; allow longer prompts")
-    positions = plan.prompt_tokens + plan.new_tokens
-    sampler = ContinuationSampler(loaded.model, plan.rows, positions, NUCLEUS, eos_token_id)
-    harvest = Harvest(loaded.tokenizer, eos_token_id)
-    generated, texts, started = 0, 0, time.monotonic()
-    # Texts are cleaned while the device samples the next ones.
-    with closing(_batches(len(prompts), plan.rows, plan.seed)) as batches, ThreadPoolExecutor(1) as worker:
-        cleaning: Future[None] | None = None
-        for batch, chosen in enumerate(batches):
-            generator = torch.Generator(loaded.model.device).manual_seed(plan.seed * 1_000_003 + batch)
-            drawn = sampler.sample(ids[chosen], mask[chosen], plan.new_tokens, generator).cpu()
-            if cleaning is not None:
-                cleaning.result()
-            cleaning = worker.submit(harvest.gather, [prompts[place] for place in chosen.tolist()], drawn)
-            texts += len(drawn)
-            # An end-of-text token is generated, too; the ones behind it are filling.
-            generated += int(((drawn != eos_token_id).sum(dim=1) + 1).clamp(max=plan.new_tokens).sum())
-            seconds = time.monotonic() - started
-            logger.info(
-                "batch %d: %s tokens in %.1f s, %s tokens/s, %s documents",
-                batch, f"{generated:,}", seconds, f"{generated / seconds:,.0f}", f"{len(harvest.documents):,}",
-            )  # fmt: skip
-            if generated >= plan.target_tokens or seconds >= 60 * plan.minutes:
-                break
-    seconds = time.monotonic() - started
-    if not harvest.documents:
-        raise DataError(f"none of {texts} texts became a document: {dict(harvest.outcomes)}")
-    write_documents(path, harvest.documents)
+    drawn, figures = _sample_batches(loaded, plan, ids, mask)
+    logger.info("sampled %s tokens; cleaning", f"{figures['generated_tokens']:,}")
+    started = time.monotonic()
+    chosen, texts, ended = _decode(drawn, loaded.tokenizer)
+    asked = [prompts[place] for place in chosen]
+    cleaned = _clean([prompt.opening + text for prompt, text in zip(asked, texts, strict=True)], ended)
+    documents, outcomes = _new_documents(asked, cleaned)
+    logger.info("cleaned %s texts in %.1f s", f"{len(texts):,}", time.monotonic() - started)
+    if not documents:
+        raise DataError(f"none of {len(texts)} texts became a document: {dict(outcomes)}")
+    write_documents(path, documents)
     return {
-        "model": loaded.name, "device": _device_name(loaded.model.device), "prompts": len(prompts), "texts": texts,
-        "generated_tokens": generated, "seconds": round(seconds, 1), "tokens_per_second": round(generated / seconds),
-        "documents": len(harvest.documents), "characters": sum(len(document.text) for document in harvest.documents),
-        "outcomes": dict(harvest.outcomes.most_common()), "seed": plan.seed,
-        "nucleus": NUCLEUS.__dict__, "most_new_tokens": plan.new_tokens,
+        "model": loaded.name, "device": _device_name(loaded.model.device), "prompts": len(prompts), **figures,
+        "documents": len(documents), "characters": sum(len(document.text) for document in documents),
+        "outcomes": dict(outcomes.most_common()), "seed": plan.seed, "nucleus": plan.nucleus.__dict__,
+        "most_new_tokens": plan.new_tokens,
     }  # fmt: skip
+
+
+def _sample_batches(
+    loaded: LoadedModel, plan: SamplingPlan, ids: Int[Tensor, "prompts width"], mask: Bool[Tensor, "prompts width"]
+) -> tuple[list[_Drawn], dict[str, Any]]:
+    eos_token_id, device = int(loaded.tokenizer.eos_token_id), loaded.model.device
+    sampler = ContinuationSampler(
+        loaded.model, plan.rows, plan.prompt_tokens + plan.new_tokens, plan.nucleus, eos_token_id
+    )
+    kept: list[_Drawn] = []
+    generated, started = 0, time.monotonic()
+    for batch, chosen in enumerate(_batches(len(ids), plan.rows, plan.seed)):
+        generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + batch)
+        drawn = sampler.sample(ids[chosen], mask[chosen], plan.new_tokens, generator).cpu()
+        kept.append((chosen, drawn))
+        # An end-of-text token is generated, too; the ones behind it are filling.
+        generated += int(((drawn != eos_token_id).sum(dim=1) + 1).clamp(max=plan.new_tokens).sum())
+        seconds = time.monotonic() - started
+        speed = f"{generated / seconds:,.0f}"
+        logger.info("batch %d: %s tokens in %.1f s, %s tokens/s", batch, f"{generated:,}", seconds, speed)
+        if generated >= plan.target_tokens or seconds >= 60 * plan.minutes:
+            break
+    return kept, {
+        "texts": plan.rows * len(kept), "generated_tokens": generated, "seconds": round(seconds, 1),
+        "tokens_per_second": round(generated / seconds),
+    }  # fmt: skip
+
+
+def _decode(drawn: list[_Drawn], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[str], list[bool]]:
+    """Of each text: the place of its prompt, the text without its end, and whether it has one."""
+    places: list[int] = []
+    texts: list[str] = []
+    ended: list[bool] = []
+    for chosen, tokens in drawn:
+        lengths = (tokens != tokenizer.eos_token_id).sum(dim=1).tolist()
+        ids = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+        places += chosen.tolist()
+        texts += tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=False)
+        ended += [length < tokens.shape[1] for length in lengths]
+    return places, texts, ended
+
+
+def _clean(texts: list[str], ended: list[bool]) -> list[Cleaned]:
+    if len(texts) < PARALLEL_TEXTS:
+        return list(map(clean_text, texts, ended))
+    # Fresh processes, because one that is forked from this would share the state of its device and threads.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return list(pool.map(clean_text, texts, ended, chunksize=PARALLEL_TEXTS // 8))
+
+
+def _new_documents(prompts: list[Prompt], cleaned: list[Cleaned]) -> tuple[list[Document], Counter[str]]:
+    """The texts that are documents, each once, and how many texts met each fate."""
+    duplicates, outcomes = DuplicateFilter(), Counter[str]()
+    documents = []
+    for prompt, text in zip(prompts, cleaned, strict=True):
+        outcome = text.rejection
+        if not outcome:
+            outcome = "kept" if duplicates.admits(text.text) else "duplicate"
+        outcomes[outcome] += 1
+        if outcome == "kept":
+            documents.append(Document(prompt.kind, prompt.opening, text.text))
+    return documents, outcomes
 
 
 def _encode(
@@ -142,7 +167,7 @@ def _batches(prompts: int, rows: int, seed: int) -> Iterator[Int[Tensor, " rows"
     """Places of prompts, each prompt once before any comes again, in a new order each time."""
     generator = torch.Generator().manual_seed(seed)
     waiting = torch.empty(0, dtype=torch.long)
-    for _ in count():
+    while True:
         while len(waiting) < rows:
             waiting = torch.cat((waiting, torch.randperm(prompts, generator=generator)))
         yield waiting[:rows]

@@ -1,7 +1,8 @@
 """Thousands of different prompts for short stories and plain explanations, each with the first words of its answer.
 
 A small model that is asked for a story nearly always tells the same one. The first words, which are given to it and are
-part of the text, make each prompt's texts its own, and leave no room for "Sure! Here is a story".
+part of the text, make each prompt's texts its own, and leave no room for "Sure! Here is a story". None ends with a
+name, which the model might lengthen.
 """
 
 import random
@@ -35,9 +36,12 @@ QUESTIONS: tuple[tuple[tuple[str, ...], tuple[Question, ...]], ...] = (
     (
         words.ANIMALS,
         (
-            ("What is {x}?", "{X} is an animal that"), ("Where does {x} live?", "{X} lives"),
-            ("What does {x} eat?", "{X} likes to eat"), ("How does {x} stay safe?", "{X} stays safe by"),
-            ("How does {x} move?", "{X} moves"), ("What does {x} do in winter?", "In winter, {x}"),
+            ("What is {x}?", "{X} is an animal that"),
+            ("Where does {x} live?", "{X} lives"),
+            ("What does {x} eat?", "{X} likes to eat"),
+            ("How does {x} stay safe?", "{X} stays safe by"),
+            ("How does {x} move?", "{X} moves"),
+            ("What does {x} do in winter?", "In winter, {x}"),
             ("How does {x} take care of its young?", "{X} takes care of its young by"),
             ("Why do people like {x}?", "People like {x} because"),
         ),
@@ -45,75 +49,97 @@ QUESTIONS: tuple[tuple[tuple[str, ...], tuple[Question, ...]], ...] = (
     (
         words.FOODS,
         (
-            ("What is {x} made of?", "{X} is made"), ("Where does {x} come from?", "Many people wonder where {x} comes from. It"),
-            ("Why do people like {x}?", "People like {x} because"), ("How do you make or get {x}?", "To get {x}, people"),
-            ("When do people eat or drink {x}?", "Many families have {x}"), ("How do you keep {x} fresh?", "To keep {x} fresh,"),
+            ("What is {x} made of?", "{X} is made"),
+            ("Where does {x} come from?", "Many people wonder where {x} comes from. It"),
+            ("Why do people like {x}?", "People like {x} because"),
+            ("How do you make or get {x}?", "To get {x}, people"),
+            ("When do people eat or drink {x}?", "Many families have {x}"),
+            ("How do you keep {x} fresh?", "To keep {x} fresh,"),
         ),
     ),
     (
         words.TOOLS,
         (
-            ("What is {x} used for?", "{X} is used"), ("How does {x} work?", "{X} works"),
-            ("Why do people need {x}?", "People need {x} because"), ("What is {x} made of?", "{X} is made of"),
-            ("How do you take care of {x}?", "To take care of {x}, you"), ("How can you use {x} safely?", "You can use {x} safely if"),
+            ("What is {x} used for?", "{X} is used"),
+            ("How does {x} work?", "{X} works"),
+            ("Why do people need {x}?", "People need {x} because"),
+            ("What is {x} made of?", "{X} is made of"),
+            ("How do you take care of {x}?", "To take care of {x}, you"),
+            ("How can you use {x} safely?", "You can use {x} safely if"),
         ),
     ),
     (
         words.WEATHER,
         (
-            ("What is {x}?", "{X} is"), ("Why do we have {x}?", "We have {x} because"),
+            ("What is {x}?", "{X} is"),
+            ("Why do we have {x}?", "We have {x} because"),
             ("What can you see or hear when there is {x}?", "When you think of {x}, you may"),
-            ("Why do people like {x}?", "Many people like {x} because"), ("How does {x} begin?", "{X} begins when"),
+            ("Why do people like {x}?", "Many people like {x} because"),
+            ("How does {x} begin?", "{X} begins when"),
             ("How does {x} change the day of a child?", "Because of {x}, a child can"),
         ),
     ),
     (
         words.BODY_PARTS,
         (
-            ("Why do we have {x}?", "We have {x} because"), ("What do {x} do?", "Our {x} help us"),
-            ("How do you take care of your {x}?", "To take care of your {x}, you"), ("How do {x} work?", "Our {x} work"),
+            ("Why do we have {x}?", "We have {x} because"),
+            ("What do {x} do?", "Our {x} help us"),
+            ("How do you take care of your {x}?", "To take care of your {x}, you"),
+            ("How do {x} work?", "Our {x} work"),
         ),
     ),
     (
         words.PLANTS,
         (
-            ("How does {x} grow?", "{X} grows"), ("What does {x} need?", "{X} needs"), ("What is {x}?", "{X} is a"),
-            ("Why do people like {x}?", "People like {x} because"), ("What happens to {x} in winter?", "When winter comes, {x}"),
+            ("How does {x} grow?", "{X} grows"),
+            ("What does {x} need?", "{X} needs"),
+            ("What is {x}?", "{X} is a"),
+            ("Why do people like {x}?", "People like {x} because"),
+            ("What happens to {x} in winter?", "When winter comes, {x}"),
             ("Which animals visit {x}?", "Some animals visit {x} because"),
         ),
     ),
     (
         words.VEHICLES,
         (
-            ("How does {x} move?", "{X} moves"), ("What is {x} used for?", "{X} is used"),
-            ("Who rides in or on {x}?", "People ride {x} when"), ("How do you stay safe with {x}?", "To stay safe with {x}, you"),
-            ("What sound does {x} make?", "You can hear {x} when"), ("What is {x} made of?", "{X} is made of"),
+            ("How does {x} move?", "{X} moves"),
+            ("What is {x} used for?", "{X} is used"),
+            ("Who rides in or on {x}?", "People ride {x} when"),
+            ("How do you stay safe with {x}?", "To stay safe with {x}, you"),
+            ("What sound does {x} make?", "You can hear {x} when"),
+            ("What is {x} made of?", "{X} is made of"),
         ),
     ),
     (
         words.JOBS,
         (
-            ("What does {x} do?", "{X} is a person who"), ("What tools does {x} use?", "{X} uses"),
-            ("Why do we need {x}?", "We need {x} because"), ("What does {x} do in the morning?", "In the morning, {x}"),
+            ("What does {x} do?", "{X} is a person who"),
+            ("What tools does {x} use?", "{X} uses"),
+            ("Why do we need {x}?", "We need {x} because"),
+            ("What does {x} do in the morning?", "In the morning, {x}"),
             ("How do you become {x}?", "To become {x}, you"),
         ),
     ),
     (
         words.GOOD_DEEDS,
         (
-            ("Why should you {x}?", "It is good to {x} because"), ("How can you learn to {x}?", "You can learn to {x} by"),
-            ("What happens when you {x}?", "When you {x},"), ("When should you {x}?", "You should {x} when"),
+            ("Why should you {x}?", "It is good to {x} because"),
+            ("How can you learn to {x}?", "You can learn to {x} by"),
+            ("What happens when you {x}?", "When you {x},"),
+            ("When should you {x}?", "You should {x} when"),
             ("What happens if you never {x}?", "If you never {x},"),
         ),
     ),
     (
         words.EVENTS,
         (
-            ("What can you do when {x}?", "When {x}, you can"), ("Why is it hard when {x}?", "It can be hard when {x} because"),
-            ("How do you feel when {x}?", "When {x}, you may feel"), ("Who can help when {x}?", "When {x}, there is always"),
+            ("What can you do when {x}?", "When {x}, you can"),
+            ("Why is it hard when {x}?", "It can be hard when {x} because"),
+            ("How do you feel when {x}?", "When {x}, you may feel"),
+            ("Who can help when {x}?", "When {x}, there is always"),
         ),
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -172,11 +198,20 @@ def _story(randomness: random.Random) -> Prompt:
         (
             (f"{hero} named {name} and {thing}", f"{day}, {hero} named {name} found {thing} {place}."),
             (f"{name} who {problem}. It shows that {moral}", f"{day}, {name} was {place}. {name} {problem}."),
-            (f"{hero} and {friend} {place}. It shows that {moral}", f"{day}, {hero} named {name} met {friend} {place}."),
-            (f"{name}, {friend_name} and {thing}", f"{name} and {friend_name} were {place}. {day}, they found {thing}."),
-            (f"{hero} named {name} who felt {feeling}", f"{_capitalized(hero)} named {name} felt very {feeling}. {day}, {name}"),
+            (
+                f"{hero} and {friend} {place}. It shows that {moral}",
+                f"{day}, {hero} named {name} met {friend} {place}.",
+            ),
+            (
+                f"{name}, {friend_name} and {thing}",
+                f"{name} and {friend_name} were {place}. {day}, they found {thing}.",
+            ),
+            (
+                f"{hero} named {name} who felt {feeling}",
+                f"{_capitalized(hero)} named {name} felt very {feeling}. {day},",
+            ),
             (f"two friends and {thing} {place}", f"{day}, {name} and {friend_name} saw {thing} {place}."),
-            (f"{name} who sees {thing} {place}", f'"Look!" said {name}. "I see {thing}!" {friend_name}'),
+            (f"{name} who sees {thing} {place}", f'"Look!" said {name}. "I see {thing}!" {friend_name} looked'),
             (f"{hero} who {problem}. In the end all are {feeling}", f"There was once {hero} who {problem}. {day},"),
         )
     )

@@ -8,7 +8,11 @@ import json
 import lzma
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64
 
 from pocket.cleaning import plain_words
 
@@ -16,6 +20,8 @@ HELD_OUT_PART = 0.04
 SHINGLE_WORDS = 8
 MOST_SHARED_FRACTION = 0.1
 """A training document with a larger part of its runs of `SHINGLE_WORDS` words in held-out documents is left out."""
+HASH_FACTOR = np.int64(0x9E3779B97F4A7C15 - 2**64)
+"""Odd, so that no word of a run is lost: the golden ratio's bits."""
 SEARCHES = 6
 TIGHT_FRACTION = 0.985
 """The search for the number of documents ends when they fill at least this part of the budget."""
@@ -64,9 +70,9 @@ def select_documents(documents: Iterable[Document], seed: int, most_bytes: int) 
     """
     ordered = sorted(documents, key=lambda document: _draw("order", seed, document.text))
     held_out = [document for document in ordered if _is_held_out(document, seed)]
-    shingles = {shingle for document in held_out for shingle in _shingles(document.text)}
     candidates = [document for document in ordered if not _is_held_out(document, seed)]
-    corpus = [document for document in candidates if _shared_fraction(document.text, shingles) <= MOST_SHARED_FRACTION]
+    shared = _shared_fractions(candidates, held_out)
+    corpus = [document for document, part in zip(candidates, shared, strict=True) if part <= MOST_SHARED_FRACTION]
     count = _largest_count(corpus, held_out, most_bytes)
     return Selection(
         train=corpus[:count],
@@ -88,15 +94,29 @@ def _held_out_count(train_count: int) -> int:
     return max(1, round(train_count * HELD_OUT_PART / (1 - HELD_OUT_PART)))
 
 
-def _shingles(text: str) -> set[int]:
-    words = plain_words(text)
-    # Python's hash of a tuple of strings differs from run to run, but whether two are equal does not.
-    return {hash(tuple(words[start : start + SHINGLE_WORDS])) for start in range(len(words) - SHINGLE_WORDS + 1)}
+def _shared_fractions(documents: Sequence[Document], others: Sequence[Document]) -> Float64[np.ndarray, " documents"]:
+    """The part of each document's runs of `SHINGLE_WORDS` words that stand in one of the others."""
+    numbers: dict[str, int] = {}
+    runs, owners = _word_runs(documents, numbers)
+    shared = np.isin(runs, _word_runs(others, numbers)[0])
+    found, total = (np.bincount(owners, weights, len(documents)) for weights in (shared, None))
+    return found / np.maximum(total, 1)
 
 
-def _shared_fraction(text: str, shingles: set[int]) -> float:
-    own = _shingles(text)
-    return len(own & shingles) / max(1, len(own))
+def _word_runs(
+    documents: Sequence[Document], numbers: dict[str, int]
+) -> tuple[Int64[np.ndarray, " runs"], Int64[np.ndarray, " runs"]]:
+    """A fingerprint of each run of words, and the place of the document it stands in; new words are numbered."""
+    ids = [[numbers.setdefault(word, len(numbers)) for word in plain_words(document.text)] for document in documents]
+    lengths = np.array([len(words) for words in ids], dtype=np.int64)
+    words = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=int(lengths.sum()))
+    owners = np.repeat(np.arange(len(ids)), lengths)
+    runs = np.zeros(max(0, len(words) - SHINGLE_WORDS + 1), dtype=np.int64)
+    for place in range(SHINGLE_WORDS):
+        # Multiplication wraps around, which is what makes it a hash.
+        runs = runs * HASH_FACTOR + words[place : place + len(runs)]
+    within = owners[: len(runs)] == owners[SHINGLE_WORDS - 1 :]
+    return runs[within], owners[: len(runs)][within]
 
 
 def _largest_count(corpus: Sequence[Document], held_out: Sequence[Document], most_bytes: int) -> int:

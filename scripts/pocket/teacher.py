@@ -88,7 +88,8 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 def make_teacher(shape: TeacherShape, end_of_text: int, seed: int) -> GPT2LMHeadModel:
     """An untrained model."""
     config = GPT2Config(
-        vocab_size=shape.vocabulary, n_positions=shape.window, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
+        vocab_size=shape.vocabulary, n_positions=shape.window,
+        n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end_of_text, eos_token_id=end_of_text,
         # The function of GPT-2's own "gelu_new", which transformers computes in eight steps.
         activation_function="gelu_pytorch_tanh",
@@ -97,7 +98,12 @@ def make_teacher(shape: TeacherShape, end_of_text: int, seed: int) -> GPT2LMHead
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
     model.generation_config = GenerationConfig(
-        bos_token_id=end_of_text, eos_token_id=end_of_text, pad_token_id=end_of_text, do_sample=True, temperature=0.8, top_p=0.95
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        pad_token_id=end_of_text,
+        do_sample=True,
+        temperature=0.8,
+        top_p=0.95,
     )
     return model
 
@@ -131,7 +137,9 @@ def train_teacher(
         optimizer.zero_grad(set_to_none=True)
         step += 1
         if step % LOGGING_STEPS == 0:
-            logger.info("step %d: loss %.4f nats, rate %.2e, %.0f s", step, loss.item(), rate, time.monotonic() - started)
+            logger.info(
+                "step %d: loss %.4f nats, rate %.2e, %.0f s", step, loss.item(), rate, time.monotonic() - started
+            )
         progress = max((time.monotonic() - started) / (60 * plan.minutes), step / most_steps)
         if step % plan.evaluation_steps == 0 or progress >= 1:
             _evaluate(model, held_out, step, evaluations, folder)
@@ -167,9 +175,10 @@ def losses_nats(model: GPT2LMHeadModel, rows: Int[Tensor, "rows window"]) -> Flo
     device, losses = model.device, []
     for part in rows.split(EVALUATION_ROWS):
         ids = part.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        losses.append(torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none").cpu())
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        losses.append(
+            torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none").cpu()
+        )
     return torch.cat(losses)
 
 

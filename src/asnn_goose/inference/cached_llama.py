@@ -6,6 +6,7 @@ value for each query head it serves, and attention reads only the part of the ca
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -67,7 +68,7 @@ class CachedLlama:
         shape = (rows, self.key_heads, positions, self.head_width)
         self.layers = [self._take_layer(layer, shape) for layer in model.model.layers]
 
-    def _take_layer(self, layer: torch.nn.Module, shape: tuple[int, ...]) -> _Layer:
+    def _take_layer(self, layer: Any, shape: tuple[int, ...]) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
         # Zeros, because attention gives places beyond the text the weight zero, and zero times NaN is NaN.
@@ -131,9 +132,10 @@ class CachedLlama:
         scores = torch.bmm(queries.reshape(grouped, -1, self.head_width), keys.transpose(1, 2))
         scores = scores.view(rows, self.key_heads, -1, new, length)
         weights = torch.add(bias, scores, alpha=1 / math.sqrt(self.head_width)).softmax(dim=-1)
-        # rows key_heads group new head_width
-        heard = torch.bmm(weights.view(grouped, -1, length), values).view(rows, self.key_heads, -1, new, self.head_width)
-        return functional.linear(heard.permute(0, 3, 1, 2, 4).reshape(rows, new, -1), layer.output)
+        heard = torch.bmm(weights.view(grouped, -1, length), values)
+        # rows new key_heads group head_width
+        heard = heard.view(rows, self.key_heads, -1, new, self.head_width).permute(0, 3, 1, 2, 4)
+        return functional.linear(heard.reshape(rows, new, -1), layer.output)
 
     def take_rows(self, chosen: Int[Tensor, " chosen"], length: int) -> None:
         """Make rows `chosen` the first rows of the cache, in that order, up to position `length`."""

@@ -49,9 +49,7 @@ class Nucleus:
 class ContinuationSampler:
     """Continues batches of prompts; the cache and the captured graphs stay between calls."""
 
-    def __init__(
-        self, model: PreTrainedModel, rows: int, positions: int, nucleus: Nucleus, eos_token_id: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, positions: int, nucleus: Nucleus, eos_token_id: int) -> None:
         """Allocate for batches of at most `rows` prompts, with their continuations at most `positions` long.
 
         Raises:
@@ -95,8 +93,9 @@ class ContinuationSampler:
         self._ended[:rows] = False
         self._place.fill_(width - 1)
         order, finished = torch.arange(rows, device=self.llama.device), torch.empty_like(self._sequences[:rows])
-        length, quantum = _round_up(width, BUCKET, self._sequences.shape[1]), max(1, rows // ROW_STEPS)
-        logits = self.llama.next_logits(self._sequences[:rows, :width], self.llama.times[:width], self._first[:rows], length)
+        quantum = max(1, rows // ROW_STEPS)
+        prompt_places = self.llama.times[:width]
+        logits = self.llama.next_logits(self._sequences[:rows, :width], prompt_places, self._first[:rows], width)
         self._refill_noise(rows, generator)
         self._append(logits)
         place, last = width, width + new_tokens - 1
