@@ -161,9 +161,7 @@ def make_bad_files(folder: Path) -> None:
     (folder / "taken" / "something.txt").write_text("precious")
 
 
-def test_a_killed_process_resumed_ends_at_the_same_bits(
-    recipe_file: Path, tmp_path: Path, private_cache: Path
-) -> None:
+def test_a_killed_process_resumed_ends_at_the_same_bits(recipe_file: Path, tmp_path: Path, private_cache: Path) -> None:
     changes = ["training.steps=40", "training.logging_interval=1", "training.checkpoint_interval=5"]
     whole = asnn_goose("distill", recipe_file, *changes, "--out", "whole", cwd=tmp_path)
     killed = asnn_goose("distill", recipe_file, *changes, "--out", "killed", cwd=tmp_path)
