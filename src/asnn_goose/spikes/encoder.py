@@ -99,11 +99,11 @@ class SpikeEncoder(nn.Module):
         # The notebooks' estimator is y = a * s + (x - stop(x)): dy/dx = 1 whatever the amplitude, dy/da = s,
         # and nothing reaches alpha. The bypass is exactly zero, so the values stay integers.
         values = staircase(x.detach() / step, self.levels)
-        factor = 1.0 if self.amplitude is None else self.amplitude.detach()
+        factor = x.new_ones(()) if self.amplitude is None else self.amplitude.detach()
         if self.scale == "token":
             factor = factor * step
         # A silent amplitude hides the bypass with the spike: there is nothing to divide by.
-        return values + (x - x.detach()) / (factor if self.amplitude is None else factor.where(factor != 0, 1.0))
+        return values + (x - x.detach()) / factor.where(factor != 0, 1.0)
 
 
 def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
