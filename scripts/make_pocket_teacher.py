@@ -7,8 +7,10 @@ Each phase writes a JSON summary when it is done, and is skipped when that is th
 import argparse
 import json
 import logging
+import lzma
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +27,8 @@ from asnn_goose.data.tokens import TokenRows, tokenize_documents
 from asnn_goose.inference.sampling import Nucleus
 from asnn_goose.models.loading import load_causal_lm, quiet_transformers
 from pocket.card import LICENSE_NOTE, model_card
-from pocket.corpus import SamplingPlan, sample_corpus
-from pocket.judge import judge_teacher
+from pocket.corpus import SamplingPlan, clean_corpus, sample_texts
+from pocket.judge import evaluated_perplexities, judge_teacher
 from pocket.selection import compress, read_documents, read_shipped, select_documents, write_documents
 from pocket.teacher import TeacherShape, TrainingPlan, make_teacher, train_teacher, train_tokenizer
 
@@ -37,6 +39,8 @@ TINY = {
     "window": 32, "width": 32, "layers": 2, "batch": 8, "epochs": 20, "minutes_train": 0.1, "evaluation_steps": 10,
 }  # fmt: skip
 """What `--tiny` puts in the place of the defaults."""
+
+PHASES = ("sample", "clean", "select", "tokenizer", "train", "judge")
 
 JUDGE_MINUTES = 0.75
 """What `--minutes-total` leaves for what comes after training."""
@@ -57,9 +61,9 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--rows", type=int, default=4096, help="texts sampled at a time")
     add("--prompt-tokens", type=int, default=96, help="longest prompt in tokens")
     add("--new-tokens", type=int, default=280, help="longest sampled text in tokens")
-    add("--temperature", type=float, default=0.8, help="temperature of sampling")
+    add("--temperature", type=float, default=0.75, help="temperature of sampling")
     add("--top-p", type=float, default=0.95, help="probability of the nucleus that is sampled from")
-    add("--target-tokens", type=int, default=24_000_000, help="tokens to sample")
+    add("--target-tokens", type=int, default=30_000_000, help="tokens to sample")
     add("--minutes-sample", type=float, default=4.0, help="longest time for sampling")
     add("--ship-bytes", type=int, default=2_500_000, help="largest size of the compressed selection")
     add("--vocabulary", type=int, default=4096, help="entries of the tokenizer")
@@ -67,11 +71,14 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--width", type=int, default=256, help="width of the teacher")
     add("--layers", type=int, default=4, help="layers of the teacher")
     add("--batch", type=int, default=128, help="windows in a training step")
-    add("--learning-rate", type=float, default=2e-3, help="peak learning rate")
-    add("--epochs", type=float, default=60.0, help="most passes over the corpus")
+    add("--learning-rate", type=float, default=3e-3, help="peak learning rate")
+    add("--weight-decay", type=float, default=0.1, help="decay of matrices")
+    add("--dropout", type=float, default=0.05, help="part of the values that dropout drops in training")
+    add("--epochs", type=float, default=30.0, help="most passes over the corpus")
     add("--minutes-train", type=float, default=4.0, help="longest time for training")
     add("--minutes-total", type=float, help="training ends in time for the whole run to end by then")
     add("--evaluation-steps", type=int, default=500, help="training steps between evaluations")
+    add("--until", choices=PHASES, default=PHASES[-1], help="the last phase to run")
     add("--compile", action="store_true", help="try torch.compile for training")
     add("--trigram-tokens", type=int, default=40_000_000, help="most tokens the trigram model counts")
     if "--tiny" in arguments:
@@ -86,27 +93,31 @@ def main() -> None:
     choices = read_arguments(sys.argv[1:])
     choices.started = time.monotonic()
     choices.out.mkdir(parents=True, exist_ok=True)
-    phases: list[tuple[str, Callable[[argparse.Namespace], dict[str, Any]]]] = [
-        ("sample", sample), ("select", select), ("tokenizer", tokenizer), ("train", train), ("judge", judge),
-    ]  # fmt: skip
-    for name, phase in phases:
-        summary = choices.out / f"{name}.json"
-        if summary.exists():
-            logger.info("%s: done before", name)
-            continue
-        started = time.monotonic()
-        logger.info("%s: begins", name)
-        with quiet_transformers():
-            figures = phase(choices)
-        summary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        shown = {key: value for key, value in figures.items() if not isinstance(value, list | dict)}
-        logger.info("%s: done in %.1f s: %s", name, time.monotonic() - started, json.dumps(shown))
+    for name, phase in zip(PHASES, (sample, clean, select, tokenizer, train, judge), strict=True):
+        run_phase(name, phase, choices)
+        if name == choices.until:
+            break
     if choices.archive is not None:
         pack(choices.out, choices.archive)
 
 
+def run_phase(name: str, phase: Callable[[argparse.Namespace], dict[str, Any]], choices: argparse.Namespace) -> None:
+    """Run a phase, unless its summary is there, and write its summary."""
+    summary = choices.out / f"{name}.json"
+    if summary.exists():
+        logger.info("%s: done before", name)
+        return
+    started = time.monotonic()
+    logger.info("%s: begins", name)
+    with quiet_transformers():
+        figures = phase(choices)
+    summary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    shown = {key: value for key, value in figures.items() if not isinstance(value, list | dict)}
+    logger.info("%s: done in %.1f s: %s", name, time.monotonic() - started, json.dumps(shown))
+
+
 def sample(choices: argparse.Namespace) -> dict[str, Any]:
-    """Write documents.jsonl."""
+    """Write texts.jsonl."""
     dtype = torch.bfloat16 if choices.device.startswith("cuda") else torch.float32
     loaded = load_causal_lm(choices.model, dtype, choices.device)
     logger.info("sample: %s is loaded", choices.model)
@@ -115,11 +126,16 @@ def sample(choices: argparse.Namespace) -> dict[str, Any]:
         target_tokens=choices.target_tokens, minutes=choices.minutes_sample, seed=choices.seed,
         nucleus=Nucleus(choices.temperature, choices.top_p),
     )  # fmt: skip
-    figures = sample_corpus(loaded, plan, choices.out / "documents.jsonl")
+    figures = sample_texts(loaded, plan, choices.out / "texts.jsonl")
     del loaded
     if choices.device.startswith("cuda"):
         torch.cuda.empty_cache()
     return figures
+
+
+def clean(choices: argparse.Namespace) -> dict[str, Any]:
+    """Write documents.jsonl."""
+    return clean_corpus(choices.out / "texts.jsonl", choices.out / "documents.jsonl")
 
 
 def select(choices: argparse.Namespace) -> dict[str, Any]:
@@ -161,6 +177,7 @@ def train(choices: argparse.Namespace) -> dict[str, Any]:
         minutes = max(LEAST_TRAINING_MINUTES, min(minutes, choices.minutes_total - spent - JUDGE_MINUTES))
     plan = TrainingPlan(
         minutes=minutes, epochs=choices.epochs, rows=choices.batch, learning_rate=choices.learning_rate,
+        weight_decay=choices.weight_decay, dropout=choices.dropout,
         evaluation_steps=choices.evaluation_steps, seed=choices.seed, compiled=choices.compile,
     )  # fmt: skip
     figures = train_teacher(model, tokens, held_out, plan, choices.out / "model")
@@ -174,12 +191,16 @@ def judge(choices: argparse.Namespace) -> dict[str, Any]:
     made = AutoTokenizer.from_pretrained(folder)
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(choices.device).eval()
     counted = corpus_tokens(choices, made)[: choices.trigram_tokens]
-    judgment = judge_teacher(model, made, counted, held_out_rows(choices, made), choices.seed)
+    with tempfile.TemporaryDirectory() as workplace:
+        text = Path(workplace) / "held_out.jsonl"
+        text.write_bytes(lzma.decompress((choices.out / "selection" / "pocket_held_out.jsonl.xz").read_bytes()))
+        evaluated = evaluated_perplexities(folder, text, (choices.window // 2, choices.window))
+    judgment = judge_teacher(model, made, evaluated, counted, held_out_rows(choices, made), choices.seed)
     if not judgment.passes:
         logger.warning("judge: the teacher does NOT meet its conditions; see %s", folder / "README.md")
     done = {
         name: json.loads((choices.out / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("sample", "select", "train")
+        for name in ("sample", "clean", "select", "train")
     }
     card = model_card(done, judgment, done["train"]["shape"], choices.seed)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: a private cache, and a small teacher that was really trained on real text."""
+"""Fixtures that every test may use: a private cache, the pocket teacher, real text, and one run from start to end."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,17 +12,15 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from asnn_goose.config import Recipe
-from asnn_goose.data.pydoc_corpus import pydoc_documents
+from asnn_goose.data.pocket import POCKET_TEACHER, pocket_documents
 from asnn_goose.environment import collect_environment
+from asnn_goose.models.teacher import Teacher, load_teacher
 from asnn_goose.presets import recipe_yaml
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distill import RunOutcome, distill
 
 # The tests' tensors are tiny: a second thread would only wait for the first.
 torch.set_num_threads(1)
-
-VOCABULARY = 384
-TEACHER_STEPS, TEACHER_ROWS, TEACHER_WINDOW = 120, 16, 64
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,8 +38,8 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def real_text() -> str:
-    """About 300,000 characters of English prose and signatures: part of Python's own documentation."""
-    return "\n\n".join(pydoc_documents())[:300_000]
+    """About 300,000 characters of stories and explanations: text of the kind that the teacher knows."""
+    return "\n\n".join(pocket_documents("held_out"))[:300_000]
 
 
 @pytest.fixture(scope="session")
@@ -53,38 +51,15 @@ def text_file(real_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def teacher_directory(real_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer GPT-2 trained for a few seconds on real text and saved by save_pretrained."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([real_text], VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    )
-    ids = torch.tensor(tokenizer(real_text)["input_ids"])
-    model = train_small_gpt2(ids)
-    folder = tmp_path_factory.mktemp("teacher")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def teacher_directory() -> Path:
+    """The pocket teacher: a GPT-2 of 4 million weights that knows how to tell a story."""
+    return POCKET_TEACHER
 
 
-def train_small_gpt2(ids: torch.Tensor) -> GPT2LMHeadModel:
-    """Train until the loss is far below that of guessing, deterministically."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = GPT2Config(
-            vocab_size=VOCABULARY, n_positions=256, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
-        )
-        model = GPT2LMHeadModel(config)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        starts = torch.randint(0, len(ids) - TEACHER_WINDOW, (TEACHER_STEPS, TEACHER_ROWS))
-        for row_starts in starts:
-            batch = torch.stack([ids[start : start + TEACHER_WINDOW] for start in row_starts])
-            loss = model(input_ids=batch, labels=batch).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.eval()
+@pytest.fixture(scope="session")
+def teacher() -> Teacher:
+    """That teacher, loaded."""
+    return load_teacher("pocket", torch.float32, "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,8 @@ out. The corpus has {corpus_tokens:,} tokens of this model's vocabulary; the par
 
 ## Training
 {steps:,} steps of {rows} windows of {window} tokens ({epochs} epochs, {training_seconds:,.0f} s on {training_device}),
-AdamW, peak rate {learning_rate}, warm-up and cosine, seed {seed}. The weights are those of step {best_step:,}, which of
-{evaluations} evaluations had the lowest held-out loss; they are stored in float16.
+AdamW, peak rate {learning_rate}, weight decay {weight_decay}, dropout {dropout}, warm-up and cosine, seed {seed}. The
+weights are those of step {best_step:,}, the best of {evaluations} evaluations on held-out text, stored in float16.
 
 ## Held-out figures
 {held_out_tokens:,} tokens, which no training document holds; both models predict the same ones.
@@ -42,10 +42,15 @@ AdamW, peak rate {learning_rate}, warm-up and cosine, seed {seed}. The weights a
 | --- | --- |
 | perplexity of the teacher (float16 weights, computed in float32) | {teacher_perplexity:.3f} |
 | perplexity of an interpolated Kneser-Ney trigram of {trigram_tokens:,} training tokens | {trigram_perplexity:.3f} |
-| ratio (at most 1/3 wanted) | {ratio:.3f} |
+| the same teacher by `asnn-goose evaluate pocket --data pocket --window {window}` (see below) | {evaluated_long:.3f} |
+| and with `--window {half_window}` | {evaluated_short:.3f} |
+| ratio of the first two (at most 1/3 wanted) | {ratio:.3f} |
 | loss at positions 1 to 8 of a window | {early_loss_nats:.3f} nats |
 | loss from position {late_position} on | {late_loss_nats:.3f} nats |
 | difference (at least {least_gain} wanted) | {gain:.3f} nats |
+
+`asnn-goose evaluate` joins the documents by blank lines, a form that the teacher was not trained on, and scores the
+whole text; the other figures separate documents by the end-of-text token, as in training.
 
 {verdict}
 
@@ -61,7 +66,7 @@ def model_card(phases: dict[str, dict[str, Any]], judgment: Judgment, shape: dic
     """The card of a trained teacher.
 
     Args:
-        phases: Summaries of the phases `sample`, `select` and `train`.
+        phases: Summaries of the phases `sample`, `clean`, `select` and `train`.
         judgment: The teacher's figures on held-out text.
         shape: Its size.
         seed: Seed of all phases.
@@ -72,10 +77,12 @@ def model_card(phases: dict[str, dict[str, Any]], judgment: Judgment, shape: dic
         "parameters": train["parameters"], "texts": sample["texts"], "generated_tokens": sample["generated_tokens"],
         "source": sample["model"], "prompts": sample["prompts"], "sampling_seconds": sample["seconds"],
         "sampling_device": sample["device"], "sampling_speed": sample["tokens_per_second"],
-        "documents": sample["documents"],
+        "documents": phases["clean"]["documents"],
         "corpus_tokens": train["corpus_tokens"], "steps": train["steps"], "epochs": train["epochs"],
         "training_seconds": train["seconds"], "training_device": train["device"], "best_step": train["best"]["step"],
         "evaluations": len(train["evaluations"]), "ratio": judgment.teacher_perplexity / judgment.trigram_perplexity,
+        "half_window": shape["window"] // 2, "evaluated_short": judgment.evaluated[shape["window"] // 2],
+        "evaluated_long": judgment.evaluated[shape["window"]],
         "late_position": shape["window"] // 4, "gain": judgment.early_loss_nats - judgment.late_loss_nats,
         "least_gain": LEAST_POSITION_GAIN_NATS, "seed": seed,
         "verdict": "Both conditions hold." if judgment.passes else "**Not both conditions hold.**",

@@ -3,17 +3,23 @@
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 
-SHORTEST_CHARACTERS = 200
+SHORTEST_CHARACTERS = 120
 KEPT_FRACTION = 0.6
 """An unfinished text is cut behind its last whole sentence if this part of it is left."""
 MOST_FOREIGN_SIGNS = 2
 """Signs without an ASCII form that are removed; a text with more is rejected."""
-LOOP_WORDS = 8
-MOST_LOOP_FRACTION = 0.05
-"""Largest part of a text's runs of `LOOP_WORDS` words that have stood before in it."""
+RUN_WORDS = 3
+"""Words of the runs by which a repetition is known."""
+MOST_REPEATED_IN_SENTENCE = 0.5
+"""A sentence with a larger part of its runs repeated begins a loop."""
+LEAST_REPEATED_RUNS = 2
+"""So many of its runs must be repeated, so that a short sentence may return."""
+RECENT_RUNS, MOST_REPEATED_RECENTLY = 24, 0.4
+"""Short sentences begin a loop if a larger part of the latest runs is repeated."""
+MOST_REPEATED = 0.17
+"""A text with a larger part of its runs repeated goes in circles all along."""
 PREFIX_CHARACTERS = 120
 """Two documents with the same first characters are near duplicates."""
 LONGEST_WORD = 24
@@ -73,7 +79,10 @@ def clean_text(raw: str, ended: bool) -> Cleaned:
         return Cleaned(whole, "unfinished")
     if ended and len(whole) < len(text) - LONGEST_WORD:
         return Cleaned(whole, "open end")
-    return Cleaned(whole, rejection_of(whole))
+    straight = whole_sentences(before_loop(whole))
+    if len(straight) < SHORTEST_CHARACTERS <= len(whole):
+        return Cleaned(straight, "loop")
+    return Cleaned(straight, rejection_of(straight))
 
 
 def tidy_text(raw: str) -> str:
@@ -102,21 +111,44 @@ def rejection_of(text: str) -> str:
     for name, pattern in (("refusal", REFUSAL), ("about itself", ABOUT_ITSELF), ("markup", MARKUP), ("role", ROLE)):
         if pattern.search(text):
             return name
-    if repeats_itself(text):
+    if repeated_fraction(text) > MOST_REPEATED:
         return "loop"
     if max(map(len, text.split())) > LONGEST_WORD:
         return "long word"
     return ""
 
 
-def repeats_itself(text: str) -> bool:
-    """Whether a longer sentence stands in it twice, or many runs of words do."""
-    sentences = Counter(sentence.strip() for sentence in SENTENCE_END.split(text.lower()) if len(sentence) > 30)
-    if sentences and max(sentences.values()) > 1:
-        return True
+def before_loop(text: str) -> str:
+    """The text before the first sentence that repeats what was said; the whole text if there is none."""
+    seen: set[tuple[str, ...]] = set()
+    repeated: list[bool] = []
+    words: list[str] = []
+    start = 0
+    for end in [*(match.end() for match in SENTENCE_END.finditer(text)), len(text)]:
+        before, told = len(words), len(repeated)
+        words += plain_words(text[start:end])
+        for place in range(max(0, before - RUN_WORDS + 1), len(words) - RUN_WORDS + 1):
+            run = tuple(words[place : place + RUN_WORDS])
+            repeated.append(run in seen)
+            seen.add(run)
+        sentence, recent = repeated[told:], repeated[-RECENT_RUNS:]
+        said_before = sum(sentence) >= LEAST_REPEATED_RUNS and _mean(sentence) > MOST_REPEATED_IN_SENTENCE
+        in_a_loop = len(recent) == RECENT_RUNS and _mean(recent) > MOST_REPEATED_RECENTLY
+        if said_before or in_a_loop:
+            return text[:start].rstrip()
+        start = end
+    return text
+
+
+def repeated_fraction(text: str) -> float:
+    """The part of the text's runs of words that have stood before in it, 0 to 1."""
     words = plain_words(text)
-    runs = [tuple(words[start : start + LOOP_WORDS]) for start in range(len(words) - LOOP_WORDS + 1)]
-    return len(runs) > 0 and 1 - len(set(runs)) / len(runs) > MOST_LOOP_FRACTION
+    runs = [tuple(words[place : place + RUN_WORDS]) for place in range(len(words) - RUN_WORDS + 1)]
+    return 1 - len(set(runs)) / max(1, len(runs))
+
+
+def _mean(values: list[bool]) -> float:
+    return sum(values) / len(values)
 
 
 def plain_words(text: str) -> list[str]:

@@ -3,14 +3,18 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int, Integer
+from rich.console import Console
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from asnn_goose.evaluation.command import EvaluationRequest, evaluate_models
 from pocket.teacher import losses_nats, position_losses
 from pocket.trigram import KneserNeyTrigram
 
@@ -33,6 +37,7 @@ class Judgment:
         early_loss_nats: The teacher's mean loss at positions 1 to 8.
         late_loss_nats: The same from a quarter of the window on.
         passes: Whether both conditions hold.
+        evaluated: Perplexity by window, as `asnn-goose evaluate` measures it on the whole held-out text.
         samples: Seeded samples of the teacher.
     """
 
@@ -43,12 +48,14 @@ class Judgment:
     early_loss_nats: float
     late_loss_nats: float
     passes: bool
+    evaluated: dict[int, float]
     samples: list[str]
 
 
 def judge_teacher(
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
+    evaluated: dict[int, float],
     corpus: Integer[np.ndarray, " tokens"],
     held_out: Int[Tensor, "rows window"],
     seed: int,
@@ -71,8 +78,16 @@ def judge_teacher(
         early_loss_nats=early,
         late_loss_nats=late,
         passes=better and early - late >= LEAST_POSITION_GAIN_NATS,
+        evaluated=evaluated,
         samples=seeded_samples(model, tokenizer, seed),
     )
+
+
+def evaluated_perplexities(model: Path, text: Path, windows: Sequence[int]) -> dict[int, float]:
+    """What `asnn-goose evaluate MODEL --data TEXT --window N` says, by window."""
+    requests = [EvaluationRequest(str(model), str(text), None, window, None, "standard") for window in windows]
+    reports = [evaluate_models(request, Console(quiet=True)) for request in requests]
+    return {window: report.rows[0].perplexity for window, report in zip(windows, reports, strict=True)}
 
 
 def trigram_losses_nats(

@@ -16,6 +16,7 @@ from pocket import words
 Kind = Literal["story", "explanation"]
 STORY_PART = 0.7
 """Part of the prompts that ask for a story."""
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """What SmolLM2's own chat template says where a conversation has no system message."""
 
@@ -225,5 +226,5 @@ def _capitalized(text: str) -> str:
 def chat_text(prompt: Prompt) -> str:
     """The prompt in SmolLM2's chat format, up to the first words of the answer."""
     turns = (("system", SYSTEM), ("user", prompt.request))
-    said = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-    return f"{said}<|im_start|>assistant\n{prompt.opening}"
+    said = "".join(f"{START_OF_TURN}{role}\n{content}{END_OF_TURN}\n" for role, content in turns)
+    return f"{said}{START_OF_TURN}assistant\n{prompt.opening}"

@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 LOWEST_RATE_FRACTION = 0.05
-WEIGHT_DECAY = 0.1
 LARGEST_GRADIENT_NORM = 1.0
 LOGGING_STEPS = 100
 EVALUATION_ROWS = 64
@@ -53,6 +52,8 @@ class TrainingPlan:
         epochs: Most passes over the corpus.
         rows: Windows a batch.
         learning_rate: Peak of the learning rate.
+        weight_decay: Decay of matrices.
+        dropout: Part of the values that each dropout layer drops.
         warmup_steps: Steps in which it rises.
         evaluation_steps: Steps between evaluations.
         seed: Seed of the weights and of the order.
@@ -60,9 +61,11 @@ class TrainingPlan:
     """
 
     minutes: float = 4.0
-    epochs: float = 60.0
+    epochs: float = 30.0
     rows: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    dropout: float = 0.05
     warmup_steps: int = 200
     evaluation_steps: int = 500
     seed: int = 0
@@ -120,7 +123,10 @@ def train_teacher(
     Returns the figures of the training: steps, tokens, epochs, seconds, and the evaluations.
     """
     device = model.device
-    optimizer = _optimizer(model, plan.learning_rate)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = plan.dropout
+    optimizer = _optimizer(model, plan)
     forward = _compiled(model) if plan.compiled else model
     most_steps = max(1, math.ceil(plan.epochs * len(tokens) / (plan.rows * model.config.n_positions)))
     evaluations: list[dict[str, float]] = []
@@ -145,6 +151,7 @@ def train_teacher(
             _evaluate(model, held_out, step, evaluations, folder)
         if progress >= 1:
             break
+    model.eval()
     seconds, seen = time.monotonic() - started, step * plan.rows * model.config.n_positions
     return {
         "parameters": model.num_parameters(), "steps": step, "seconds": round(seconds, 1), "corpus_tokens": len(tokens),
@@ -157,7 +164,9 @@ def train_teacher(
 def _evaluate(
     model: GPT2LMHeadModel, held_out: Tensor, step: int, evaluations: list[dict[str, float]], folder: Path
 ) -> None:
+    model.eval()
     losses = losses_nats(model, held_out)
+    model.train()
     loss, (early, late) = float(losses.mean()), position_losses(losses)
     logger.info(
         "step %d: held-out loss %.4f nats, perplexity %.3f, first positions %.3f, late positions %.3f",
@@ -187,13 +196,13 @@ def position_losses(losses: Float[Tensor, "rows predicted"]) -> tuple[float, flo
     return float(losses[:, :8].mean()), float(losses[:, (losses.shape[1] + 1) // 4 - 1 :].mean())
 
 
-def _optimizer(model: GPT2LMHeadModel, learning_rate: float) -> torch.optim.AdamW:
+def _optimizer(model: GPT2LMHeadModel, plan: TrainingPlan) -> torch.optim.AdamW:
     parameters = list(model.parameters())
     groups = [
-        {"params": [parameter for parameter in parameters if parameter.dim() >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [parameter for parameter in parameters if parameter.dim() >= 2], "weight_decay": plan.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def _compiled(model: GPT2LMHeadModel) -> torch.nn.Module:

@@ -17,6 +17,7 @@ from rich.table import Table
 from asnn_goose.environment import collect_environment
 from asnn_goose.errors import GooseError
 from asnn_goose.presets import load_recipe, recipe_name, recipe_names, recipe_schema, recipe_yaml
+from asnn_goose.report.terminal import print_results
 from asnn_goose.run_dir import (
     RunDirectory,
     default_run_path,
@@ -39,7 +40,8 @@ app = typer.Typer(
 )
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Run folder, model directory, hub id, .gguf file, or `smollm2`.")
+    str,
+    typer.Argument(metavar="MODEL", help="Run folder, model directory, hub id, .gguf file, `pocket` or `smollm2`."),
 ]
 
 
@@ -60,7 +62,7 @@ def distill(
     folder = _resumed_folder(name, out, resolved) if resume else None
     if folder is not None and folder.is_finished:
         _console().print(f"{folder.path} is finished already")
-        _print_results(folder)
+        print_results(folder, _console())
         return
     if folder is None:
         path = out or default_run_path(RUNS_ROOT, name, datetime.now())
@@ -75,13 +77,15 @@ def distill(
         command = " ".join(["asnn-goose distill", recipe, *(overrides or []), "--out", str(folder.path), "--resume"])
         _console().print(f"interrupted, state saved; go on with: {command}", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    _print_results(folder)
+    print_results(folder, _console())
 
 
 @app.command(epilog="Example: asnn-goose evaluate runs/quickstart-20260101-120000 --data book.txt --teacher smollm2")
 def evaluate(
     model: ModelArgument,
-    data: Annotated[str | None, typer.Option(help="Text file or folder, or `pydoc`; default the run's own.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Text file or folder, `pocket`, or `pydoc`; default the run's own.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Second model measured on the same windows.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens a window holds; default 256.")] = None,
     tokens: Annotated[int | None, typer.Option(min=2, help="Leading tokens of the text; default all.")] = None,
@@ -224,31 +228,6 @@ def _resumed_folder(name: str, out: Path | None, resolved: Any) -> RunDirectory 
         folder = newest
     folder.check_same_recipe(recipe_yaml(resolved))
     return folder
-
-
-def _print_results(folder: RunDirectory) -> None:
-    results = folder.read_results()
-    table = Table("", "parameters", "perplexity")
-    teacher = results.teacher
-    table.add_row(f"teacher {teacher.name}", f"{teacher.parameters:,}", _number(teacher.perplexity))
-    table.add_row("student, best", f"{results.student.parameters:,}", _number(results.student.perplexity))
-    first = results.curves.perplexity.values[:1]
-    table.add_row("student, untrained", "", _number(first[0] if first else None))
-    console = _console()
-    console.print(table)
-    protocol = results.protocol
-    console.print(
-        f"ratio to the teacher {_number(results.ratio.to_teacher)}, spike density {_number(results.spikes.density)}; "
-        f"protocol {protocol.kind}, window {protocol.window}, stride {protocol.stride}, {protocol.tokens:,} tokens",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(f"run folder {folder.path} · report {folder.report_path}", highlight=False, soft_wrap=True)
-    console.print(f'next: asnn-goose generate {folder.path} --prompt "..."', highlight=False, soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,.2f}"
 
 
 def _quiet_libraries() -> None:

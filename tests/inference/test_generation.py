@@ -20,7 +20,7 @@ SAMPLED = SamplingOptions(max_new_tokens=12, temperature=1.0, seed=5)
 def run_folder(teacher_directory, tmp_path_factory):
     """A run folder whose student has 32 learned positions and random weights."""
     folder = tmp_path_factory.mktemp("run")
-    config = GooseConfig(vocab_size=384, hidden_size=16, num_hidden_layers=2, max_position_embeddings=32)
+    config = GooseConfig(vocab_size=4096, hidden_size=16, num_hidden_layers=2, max_position_embeddings=32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         GooseForCausalLM(config).save_pretrained(folder / "model")
@@ -90,7 +90,7 @@ def test_sampling_leaves_the_global_generator_as_it_was(teacher_directory):
 
 
 def test_sampling_draws_from_the_whole_vocabulary(run_folder, monkeypatch):
-    # So hot that all 384 tokens are as good as equally likely: 150 draws give about 120 different ones, of which bytes
+    # So hot that all 4096 tokens are as good as equally likely: 150 draws give about 120 different ones, of which bytes
     # that are no text look alike; no more than 50 if transformers' own default cut the rest off.
     monkeypatch.setattr(generation, "load_causal_lm", cache(generation.load_causal_lm))
     hot = [SamplingOptions(max_new_tokens=1, temperature=1e4, top_p=1.0, seed=seed) for seed in range(150)]

@@ -1,4 +1,7 @@
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -93,3 +96,16 @@ def test_every_bit_is_the_same_for_one_thread_and_for_two(shape) -> None:
 
 def test_channels_of_different_blocks_equal_the_reference() -> None:
     assert_equal_to_reference(linear_scan_numba, make_inputs((2, 7, 900), torch.float64, -1), None)
+
+
+def test_torch_keeps_its_number_of_threads_when_numba_starts_its_own():
+    code = (
+        "import torch\n"
+        "from asnn_goose.kernels.scan_numba import linear_scan_numba\n"
+        "x = torch.ones(2, 3, 4)\n"
+        "linear_scan_numba(x, x, torch.ones(4), torch.zeros(2, 4), None)\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert outcome.stdout.strip() == "1"

@@ -7,7 +7,6 @@ import torch
 
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.teacher import Teacher, load_teacher
 
 VOCABULARY, WIDTH, LAYERS, POSITIONS = 97, 24, 3, 48
 
@@ -69,9 +68,3 @@ def plain_student() -> GooseForCausalLM:
 def ids() -> torch.Tensor:
     """Three rows of twenty tokens; token 0 is kept free for padding."""
     return torch.randint(1, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="session")
-def teacher(teacher_directory) -> Teacher:
-    """The session's small trained GPT-2."""
-    return load_teacher(str(teacher_directory), torch.float32, "cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from asnn_goose.config import LearnedThreshold, Spikes, Surrogate, WkvStudent
-from asnn_goose.models.build import build_student, student_config
+from asnn_goose.models.build import fresh_student, student_config
 
 SMALL = WkvStudent(width=16, layers=2, max_positions=32, backend="torch")
 
@@ -15,7 +15,7 @@ def config(teacher):
 
 
 def test_vocabulary_and_special_tokens_are_the_teachers(config, teacher):
-    assert config.vocab_size == 384 == teacher.model.config.vocab_size
+    assert config.vocab_size == 4096 == teacher.model.config.vocab_size
     assert config.vocabulary_hash == teacher.vocabulary_hash
     assert config.teacher_name == teacher.name
     assert config.bos_token_id == config.eos_token_id == teacher.tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -27,7 +27,7 @@ def test_every_choice_of_the_recipe_reaches_the_model(teacher):
         sites=("v",), levels=3, threshold=LearnedThreshold(alpha=0.7), amplitude="channel", scale="token",
         surrogate=Surrogate(kind="atan", width=0.5, gradient_scale=2.0),
     )  # fmt: skip
-    block = build_student(student_config(student, spikes, teacher), seed=0).model.layers[1]
+    block = fresh_student(student_config(student, spikes, teacher), seed=0).model.layers[1]
     encoder = block.mixer.encoders["v"]
     assert list(block.mixer.encoders) == ["v"]
     assert (encoder.levels, encoder.scale, encoder.amplitude.shape) == (3, "token", (16,))
@@ -40,7 +40,7 @@ def test_every_choice_of_the_recipe_reaches_the_model(teacher):
 @pytest.mark.parametrize("recurrence", ["exact", "recorded"])
 def test_recorded_choices_reach_the_mixer(teacher, recurrence):
     student = SMALL.model_copy(update={"recurrence": recurrence, "decay_init": "recorded", "mix_init": "recorded"})
-    mixer = build_student(student_config(student, Spikes(), teacher), seed=0).model.layers[0].mixer
+    mixer = fresh_student(student_config(student, Spikes(), teacher), seed=0).model.layers[0].mixer
     assert mixer.recurrence == recurrence
     assert mixer.decay_logit.unique().tolist() == [-0.5]
     assert mixer.mix_key.unique().tolist() == [1.0]
@@ -48,16 +48,16 @@ def test_recorded_choices_reach_the_mixer(teacher, recurrence):
 
 def test_a_student_without_positions_has_no_position_embedding(teacher):
     student = SMALL.model_copy(update={"positions": "none"})
-    assert build_student(student_config(student, Spikes(), teacher), seed=0).model.embed_positions is None
+    assert fresh_student(student_config(student, Spikes(), teacher), seed=0).model.embed_positions is None
 
 
 def test_the_same_seed_gives_the_same_student(config):
-    first, second = (build_student(config, seed=7).state_dict() for _ in range(2))
+    first, second = (fresh_student(config, seed=7).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_another_seed_gives_another_student(config):
-    first, second = (build_student(config, seed=seed).state_dict() for seed in (7, 8))
+    first, second = (fresh_student(config, seed=seed).state_dict() for seed in (7, 8))
     assert not torch.equal(first["model.embed_tokens.weight"], second["model.embed_tokens.weight"])
 
 
@@ -65,11 +65,11 @@ def test_the_global_generator_is_left_as_it_was(config):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    build_student(config, seed=7)
+    fresh_student(config, seed=7)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_the_share_of_spike_fed_work_is_logged(config, caplog):
     with caplog.at_level(logging.INFO, logger="asnn_goose"):
-        student = build_student(config, seed=0)
+        student = fresh_student(config, seed=0)
     assert f"{student.num_parameters():,} parameters, 0% of its multiply-accumulates" in caplog.text

@@ -43,7 +43,7 @@ def loaded(model, teacher):
 
 @pytest.fixture
 def batch():
-    return torch.randint(0, 384, (2, 30), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 4096, (2, 30), generator=torch.Generator().manual_seed(0))
 
 
 def test_a_teacher_is_frozen_in_evaluation_mode_and_repeats_itself(teacher, batch):
@@ -71,10 +71,10 @@ def test_hidden_states_carry_no_gradient(teacher, batch):
 
 
 def test_sizes_are_those_of_the_model(teacher):
-    assert teacher.vocabulary_size == 384
+    assert teacher.vocabulary_size == 4096
     # By hand, width 64: embeddings, two blocks of two norms, attention and feed-forward, one norm; the head is tied.
     block = 2 * 2 * 64 + (64 * 192 + 192) + (64 * 64 + 64) + (64 * 256 + 256) + (256 * 64 + 64)
-    assert teacher.parameters == 384 * 64 + 256 * 64 + 2 * block + 2 * 64
+    assert teacher.parameters == 4096 * 64 + 256 * 64 + 2 * block + 2 * 64
 
 
 def test_a_logit_scale_is_refused(teacher):
@@ -106,7 +106,7 @@ def test_another_tokenizer_is_refused(teacher):
 
 
 def test_another_head_size_is_refused(teacher):
-    with pytest.raises(VocabularyMismatchError, match=r"384 entries .* 50 "):
+    with pytest.raises(VocabularyMismatchError, match=r"4096 entries .* 50 "):
         check_same_vocabulary(teacher, loaded(small_gpt2(), teacher))
 
 

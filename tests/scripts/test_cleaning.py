@@ -52,6 +52,8 @@ def test_a_quotation_is_not_cut_in_two():
     ("raw", "rejection"),
     [
         (STORY[:90] + ".", "short"),
+        ("She smiled at him all day long. " * 20, "loop"),
+        ("He ran and ran" + " and ran and ran" * 40 + ".", "loop"),
         (STORY + " \u0444\u0443\u043a\u0441.", "foreign"),
         (STORY + " As an AI language model, I have no kite.", "refusal"),
         (STORY + " I'm sorry, but I cannot fly.", "refusal"),
@@ -62,14 +64,37 @@ def test_a_quotation_is_not_cut_in_two():
         (STORY + "\n- Find a kite.\n- Fly it.", "markup"),
         (STORY + "\n```\nfly(kite)\n```.", "markup"),
         (STORY + "\nFox: Hello there.", "role"),
-        (STORY + " " + STORY, "loop"),
-        (STORY + f" {SENTENCES[2]}.", "loop"),
-        (STORY + " He ran and ran" + " and ran and ran" * 12 + ".", "loop"),
         (STORY + " H" + "o" * 40 + ".", "long word"),
     ],
 )
 def test_what_is_no_plain_prose_is_rejected(raw, rejection):
     assert clean_text(raw, ended=False).rejection == rejection
+
+
+@pytest.mark.parametrize(
+    "loop", [STORY, f"{SENTENCES[2]}. And then they went home.", "He ran and ran" + " and ran and ran" * 3 + "."]
+)
+def test_a_text_is_cut_where_it_begins_to_repeat_itself(loop):
+    assert clean_text(f"{STORY} {loop}", ended=True) == clean_text(STORY, ended=True)
+
+
+def test_a_loop_of_short_sentences_is_cut_too():
+    cleaned = clean_text(STORY + ' He said, "A boat!"' * 20, ended=True)
+    assert cleaned.rejection == ""
+    assert cleaned.text.count("boat") <= 2
+
+
+def test_a_text_that_goes_in_circles_all_along_is_rejected():
+    names = ("Tom", "Ann", "Max", "Eve", "Sam", "Kim", "Ben", "Ida", "Leo", "Mia", "Ned", "Pam")
+    text = " ".join(
+        f"The happy little fox met {name} and {other} there." for name, other in zip(names, names[::-1], strict=True)
+    )
+    assert clean_text(text, ended=True).rejection == "loop"
+
+
+def test_a_short_sentence_may_return():
+    text = STORY + ' "Higher!" said the owl. "Higher!" said the fox.'
+    assert clean_text(text, ended=True).text == text
 
 
 def test_a_document_is_admitted_once():

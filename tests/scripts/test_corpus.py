@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from asnn_goose.errors import DataError
 from asnn_goose.inference.sampling import Nucleus
 from asnn_goose.models.loading import LoadedModel
-from pocket.corpus import SamplingPlan, sample_corpus
+from pocket.corpus import SamplingPlan, clean_corpus, sample_texts
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,11 @@ def plan(**choices):
 
 
 def test_a_model_that_writes_no_prose_gives_no_documents(noise, tmp_path):
+    sample_texts(noise, plan(prompt_tokens=400, target_tokens=8 * 12 + 1), tmp_path / "texts.jsonl")
     with pytest.raises(DataError, match="none of 16 texts became a document"):
-        sample_corpus(noise, plan(prompt_tokens=400, target_tokens=8 * 12 + 1), tmp_path / "documents.jsonl")
+        clean_corpus(tmp_path / "texts.jsonl", tmp_path / "documents.jsonl")
 
 
 def test_prompts_that_are_all_too_long_are_refused(noise, tmp_path):
     with pytest.raises(DataError, match="no prompt has 20 tokens or fewer"):
-        sample_corpus(noise, plan(prompt_tokens=20, target_tokens=1), tmp_path / "documents.jsonl")
+        sample_texts(noise, plan(prompt_tokens=20, target_tokens=1), tmp_path / "texts.jsonl")

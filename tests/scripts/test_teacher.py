@@ -97,8 +97,8 @@ def test_the_judge_compares_the_same_tokens(trained, tokenizer):
     model = trained[0]
     corpus = np.tile(np.arange(16), 20)
     rows = torch.from_numpy(corpus[: 4 * WINDOW]).view(4, WINDOW)
-    judgment = judge_teacher(model, tokenizer, corpus, rows, seed=0)
+    judgment = judge_teacher(model, tokenizer, {}, corpus, rows, seed=0)
     assert judgment.held_out_tokens == 4 * (WINDOW - 2)
     assert judgment.teacher_perplexity == pytest.approx(math.exp(losses_nats(model, rows)[:, 1:].mean()), rel=1e-4)
     assert not judgment.passes
-    assert judgment.samples == judge_teacher(model, tokenizer, corpus, rows, seed=0).samples
+    assert judgment.samples == judge_teacher(model, tokenizer, {}, corpus, rows, seed=0).samples

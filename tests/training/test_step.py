@@ -1,21 +1,14 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional
 
-from asnn_goose.config import FixedTemperature, Objective, TrainingBySteps
+from asnn_goose.config import FixedTemperature, Objective
 from asnn_goose.kernels.kd_loss import LinearHead
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.step import DistillationStep
 
 VOCABULARY, WIDTH, TEACHER_WIDTH = 53, 16, 12
-GOLDEN = Path(__file__).parents[1] / "golden" / "wkv_float64_losses.json"
-# float64 runs of the same build differ by nothing; another CPU's summation order moves the tenth digit.
-GOLDEN_RELATIVE_TOLERANCE = 1e-8
 OBJECTIVE = Objective(temperature=FixedTemperature(value=2.0), cross_entropy_weight=0.5, chunk_tokens=7)
 
 
@@ -55,15 +48,3 @@ def test_every_parameter_gets_a_gradient(step: DistillationStep) -> None:
 
 def test_the_teacher_is_no_parameter_of_the_step(step: DistillationStep) -> None:
     assert sum(p.numel() for p in step.parameters()) == step.student.num_parameters()
-
-
-def test_losses_of_the_seeded_run_are_the_golden_ones(step: DistillationStep) -> None:
-    optimizer = build_optimizer(step, TrainingBySteps(steps=50, learning_rate=3e-3))
-    losses = []
-    for number in range(50):
-        record = step(*micro_batch(number))
-        (record.loss / record.kl_tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(record.loss.detach() / record.kl_tokens))
-    assert losses == pytest.approx(json.loads(GOLDEN.read_text()), rel=GOLDEN_RELATIVE_TOLERANCE)

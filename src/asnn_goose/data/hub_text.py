@@ -68,7 +68,7 @@ def _explained(error: Exception, name: str, asked: str, reachable: bool) -> Goos
     if not reachable and isinstance(error, FileNotFoundError | ConnectionError):
         return HubUnreachableError(
             f"the Hugging Face hub does not answer and the data set {name!r} is not in the local cache; offline, give "
-            "data.path=FILE with a .txt, .jsonl or .parquet file, data.name=pydoc, or, with HF_HUB_OFFLINE=1, a data "
+            "data.path=FILE with a .txt, .jsonl or .parquet file, data.name=pocket, or, with HF_HUB_OFFLINE=1, a data "
             "set that is in the local cache"
         )
     said_by_library = isinstance(error, datasets.exceptions.DatasetsError | FileNotFoundError)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from asnn_goose.config_text import Data, HubText, LocalText, PydocText
+from asnn_goose.config_text import Data, HubText, LocalText, PocketText, PydocText
 from asnn_goose.data.documents import choose_documents, divide_text, document_separator
 from asnn_goose.data.hub_text import hub_documents
 from asnn_goose.data.local_text import local_documents
+from asnn_goose.data.pocket import pocket_documents
 from asnn_goose.data.pydoc_corpus import PYTHON_VERSION, pydoc_documents
 from asnn_goose.errors import DataError
 
@@ -45,7 +46,14 @@ def load_text(data: Data, seed: int) -> TextSplits:
             train: Sequence[str] = [
                 part for document in pydoc_documents() for part in divide_text(document, data.documents)
             ]
-            held_out, source = None, f"the documentation of Python {PYTHON_VERSION}'s standard library"
+            held_out: Sequence[str] | None = None
+            source = f"the documentation of Python {PYTHON_VERSION}'s standard library"
+        case PocketText():
+            parts = (pocket_documents("train"), pocket_documents("held_out"))
+            train, held_out = (
+                [part for text in texts for part in divide_text(text, data.documents)] for texts in parts
+            )
+            source = "the stories and explanations that come with the package"
         case LocalText():
             train, held_out, source = _local_text(data)
         case HubText():

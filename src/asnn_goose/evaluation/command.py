@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from asnn_goose.config_text import Protocol, PydocText, RecordedProtocol, StandardProtocol
+from asnn_goose.config_text import PocketText, Protocol, PydocText, RecordedProtocol, StandardProtocol
 from asnn_goose.data.documents import document_separator
 from asnn_goose.data.local_text import local_documents
 from asnn_goose.data.text import load_text
@@ -19,6 +19,8 @@ from asnn_goose.models.teacher import body_hidden_states, check_same_vocabulary,
 from asnn_goose.presets import load_recipe
 
 BATCH_TOKENS = 2048
+BUILT_IN_TEXTS: dict[str, PydocText | PocketText] = {"pydoc": PydocText(), "pocket": PocketText()}
+"""Texts that have a name instead of a path."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,15 @@ def evaluation_text(request: EvaluationRequest) -> str:
     Raises:
         DataError: No text was given and the model is not a run folder.
     """
-    if request.data == "pydoc":
-        splits = load_text(PydocText(), seed=0)
+    if request.data in BUILT_IN_TEXTS:
+        splits = load_text(BUILT_IN_TEXTS[request.data], seed=0)
         return splits.separator.join(splits.held_out)
     if request.data is not None:
         documents = local_documents(Path(request.data), "text", None)
         return document_separator(documents, None).join(documents)
     if not _is_run_folder(request.model):
         raise DataError(
-            f"{request.model} is no run folder and has no text of its own: give --data FILE or --data pydoc"
+            f"{request.model} is no run folder and has no text of its own: give --data FILE (or pocket, or pydoc)"
         )
     recipe = load_recipe(str(Path(request.model) / "config.yaml"), [])
     splits = load_text(recipe.data, recipe.training.seed)

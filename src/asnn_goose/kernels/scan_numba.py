@@ -129,9 +129,12 @@ def _reverse_scan(
 @cache
 def _most_threads() -> int:
     """The number of threads numba has started; starting them may warn about a library it then does not use."""
+    threads = torch.get_num_threads()
     with catch_warnings():
         simplefilter("ignore")
         numba.get_num_threads()
+    # Numba sets the thread count of the OpenMP library that torch shares with it.
+    torch.set_num_threads(threads)
     return int(numba.config.NUMBA_NUM_THREADS)
 
 

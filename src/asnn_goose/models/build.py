@@ -5,12 +5,63 @@ import logging
 import torch
 
 from asnn_goose.config import FixedThreshold, Spikes, WkvStudent
+from asnn_goose.errors import ConfigError
 from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.from_teacher import TeacherAnatomy, copy_from_teacher, teacher_anatomy
 from asnn_goose.models.plan import spike_fed_mac_share
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.teacher import Teacher
 
 logger = logging.getLogger(__name__)
+
+
+def build_student(student: WkvStudent, spikes: Spikes, teacher: Teacher, seed: int) -> GooseForCausalLM:
+    """The student of a recipe, the same for the same seed; the global generator is left as it was.
+
+    Raises:
+        ConfigError: Its weights are to come from a teacher of another shape.
+        TeacherError: They are to come from a teacher of an architecture that is not supported.
+    """
+    config = student_config(student, spikes, teacher)
+    anatomy = None
+    if student.initialization == "teacher":
+        anatomy = teacher_anatomy(teacher.model, teacher.name)
+        check_shape(student, anatomy, teacher.name)
+        config.mlp_bias, config.norm_eps = anatomy.mlp_bias, anatomy.norm_eps
+    made = fresh_student(config, seed)
+    if anatomy is not None:
+        copy_from_teacher(made, anatomy)
+    return made
+
+
+def check_shape(student: WkvStudent, anatomy: TeacherAnatomy, name: str) -> None:
+    """Refuse a student into whose places the teacher's weights do not fit.
+
+    Raises:
+        ConfigError: Its shape is another; the line names what to give.
+    """
+    inner = student.feedforward_width or 4 * student.width
+    wanted = [
+        f"student.{key}={value}"
+        for key, value, found in (
+            ("width", anatomy.width, student.width),
+            ("feedforward_width", anatomy.feedforward_width, inner),
+            ("norm", anatomy.norm, student.norm),
+            ("mlp", anatomy.mlp, student.mlp),
+            ("positions", anatomy.positions, student.positions),
+            ("tie_head", str(anatomy.tie_head).lower(), str(student.tie_head).lower()),
+        )
+        if value != found
+    ]
+    if anatomy.positions == "learned" and student.max_positions != anatomy.max_positions:
+        wanted.append(f"student.max_positions={anatomy.max_positions}")
+    if student.layers > len(anatomy.blocks):
+        wanted.append(f"student.layers={len(anatomy.blocks)} (or fewer)")
+    if wanted:
+        raise ConfigError(
+            f"student.initialization=teacher copies from {name}, whose shape is another; give {' '.join(wanted)}, "
+            "or student.initialization=random"
+        )
 
 
 def student_config(student: WkvStudent, spikes: Spikes, teacher: Teacher) -> GooseConfig:
@@ -48,7 +99,7 @@ def student_config(student: WkvStudent, spikes: Spikes, teacher: Teacher) -> Goo
     )
 
 
-def build_student(config: GooseConfig, seed: int) -> GooseForCausalLM:
+def fresh_student(config: GooseConfig, seed: int) -> GooseForCausalLM:
     """A student with fresh weights, the same for the same seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

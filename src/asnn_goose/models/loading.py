@@ -1,4 +1,4 @@
-"""Loads any causal language model by the one name users give: hub id, directory, run folder, .gguf, `smollm2`."""
+"""Loads any causal language model by the one name users give: hub id, directory, .gguf file, `pocket`, `smollm2`."""
 
 import logging
 import struct
@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from asnn_goose.data.hub import hub_answers
+from asnn_goose.data.pocket import POCKET_TEACHER
 from asnn_goose.data.tokens import tokenizer_hash
 from asnn_goose.errors import HubUnreachableError, TeacherError
 from asnn_goose.models.gguf_once import one_gguf_reading
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error)
 
 OFFLINE_WAYS = (
-    "offline, give teacher.name=DIRECTORY (made by save_pretrained), teacher.name=FILE.gguf, or teacher.name=smollm2, "
-    "which comes from the package registry"
+    "offline, give teacher.name=DIRECTORY (made by save_pretrained), teacher.name=FILE.gguf, teacher.name=pocket "
+    "(in the package), or teacher.name=smollm2, which comes from the package registry"
 )
 
 
@@ -66,7 +67,7 @@ def load_causal_lm(
     """Load a causal language model and its tokenizer, in evaluation mode and without gradients.
 
     Args:
-        name: Hub id, local directory, run folder, .gguf file, or `smollm2`.
+        name: Hub id, local directory, run folder, .gguf file, `pocket`, or `smollm2`.
         dtype: Number type of the weights.
         device: Where the weights go.
         sha256: Expected SHA-256 of a .gguf file.
@@ -89,6 +90,8 @@ def _source_arguments(name: str, sha256: str | None) -> dict[str, Any]:
     if name == "smollm2":
         file = fetch_smollm2()
         return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    if name == "pocket":
+        return {"pretrained_model_name_or_path": str(POCKET_TEACHER), "local_files_only": True}
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

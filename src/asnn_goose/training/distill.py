@@ -17,7 +17,7 @@ from asnn_goose.data.text import TextSplits, load_text
 from asnn_goose.data.tokens import tokenize_documents, training_rows
 from asnn_goose.errors import CheckpointError, ConfigError
 from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
-from asnn_goose.models.build import build_student, student_config
+from asnn_goose.models.build import build_student
 from asnn_goose.models.teacher import Teacher, compile_or_fall_back, load_teacher
 from asnn_goose.presets import recipe_hash
 from asnn_goose.results import Results
@@ -28,6 +28,7 @@ from asnn_goose.training.guards import stop_requests
 from asnn_goose.training.loop import RunMaterial, TrainingLoop
 from asnn_goose.training.precision import resolve_precision, resolve_teacher_dtype
 from asnn_goose.training.progress import ProgressLine
+from asnn_goose.training.samples import held_out_beginnings
 from asnn_goose.training.step import DistillationStep
 
 logger = logging.getLogger(__name__)
@@ -167,9 +168,10 @@ def prepare_material(
     rows = training_rows(tokens, training.window, recipe.data.rows)
     windows = evaluation_windows(text.separator.join(text.held_out), teacher.tokenizer, recipe.evaluation)
     plan = BatchPlan(rows, training.batch_size, training.seed, accelerator.num_processes, accelerator.process_index)
-    student = build_student(student_config(recipe.student, recipe.spikes, teacher), training.seed)
+    student = build_student(recipe.student, recipe.spikes, teacher, training.seed)
     student.to(accelerator.device).train()
-    return RunMaterial(teacher, student, plan, windows, folder)
+    beginnings = held_out_beginnings(text.held_out, windows.rows, teacher.tokenizer, recipe.samples)
+    return RunMaterial(teacher, student, plan, windows, beginnings, folder)
 
 
 def build_step(recipe: Recipe, material: RunMaterial) -> DistillationStep:

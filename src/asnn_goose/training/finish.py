@@ -44,6 +44,7 @@ from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
 from asnn_goose.training.loop import PROBE_TOKENS, StopReason, TrainingLoop
 from asnn_goose.training.memory import peak_memory_bytes
+from asnn_goose.training.samples import sample_side_by_side
 
 TRAINING_FIGURE = "training"
 
@@ -62,6 +63,9 @@ def finish_run(
     export_model(material.student, material.teacher.tokenizer, folder.model)
     metrics = folder.metrics()
     results = gather_results(recipe, loop, reason, teacher_perplexity, metrics)
+    with console.status("continuing held-out text with teacher and student"):
+        samples = sample_side_by_side(material.teacher, material.student, material.beginnings, recipe.training.seed)
+    results = results.model_copy(update={"samples": samples})
     figure = training_figure(metrics, results)
     folder.figures.mkdir(exist_ok=True)
     filename = f"{TRAINING_FIGURE}.png"

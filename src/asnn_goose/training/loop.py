@@ -38,12 +38,13 @@ PROBE_TOKENS = 2048
 
 @dataclass(frozen=True)
 class RunMaterial:
-    """What a run works on: models, data and where it leaves its traces."""
+    """What a run works on: models, data, beginnings of held-out text to continue, and where it leaves its traces."""
 
     teacher: Teacher
     student: GooseForCausalLM
     plan: BatchPlan
     windows: EvaluationWindows
+    beginnings: tuple[Tensor, ...]
     folder: RunDirectory
 
 

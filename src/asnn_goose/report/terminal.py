@@ -1,0 +1,61 @@
+"""A run's results on the terminal: figures, samples, and what to try next."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from asnn_goose.report.page import format_number
+from asnn_goose.results import Results
+from asnn_goose.run_dir import RunDirectory
+
+
+def print_results(folder: RunDirectory, console: Console) -> None:
+    """Print what a finished run measured and wrote.
+
+    Raises:
+        RunFolderError: The folder holds no results that this version reads.
+    """
+    results = folder.read_results()
+    console.print(_figures_table(results))
+    protocol = results.protocol
+    console.print(
+        f"ratio to the teacher {format_number(results.ratio.to_teacher)}, spike density "
+        f"{format_number(results.spikes.density)}; protocol {protocol.kind}, window {protocol.window}, "
+        f"stride {protocol.stride}, {protocol.tokens:,} tokens",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if results.samples:
+        console.print(_samples_table(results))
+    console.print(
+        f"run folder {folder.path} \N{MIDDLE DOT} report {folder.report_path}", highlight=False, soft_wrap=True
+    )
+    for line in _next_steps(folder, results):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _figures_table(results: Results) -> Table:
+    table = Table("", "parameters", "perplexity")
+    untrained = next(iter(results.curves.perplexity.values), None)
+    for name, parameters, perplexity in (
+        (f"teacher {results.teacher.name}", f"{results.teacher.parameters:,}", results.teacher.perplexity),
+        ("student, best", f"{results.student.parameters:,}", results.student.perplexity),
+        ("student, untrained", "", untrained),
+    ):
+        table.add_row(name, parameters, format_number(perplexity))
+    return table
+
+
+def _samples_table(results: Results) -> Table:
+    table = Table("held-out beginning", "teacher goes on", "student goes on", show_lines=True)
+    for sample in results.samples:
+        table.add_row(*(Text(" ".join(part.split())) for part in (sample.prompt, sample.teacher, sample.student)))
+    return table
+
+
+def _next_steps(folder: RunDirectory, results: Results) -> tuple[str, ...]:
+    return (
+        f'next: asnn-goose generate {folder.path} --prompt "One sunny morning,"',
+        f"      asnn-goose evaluate {folder.path} --data FILE.txt --teacher {results.teacher.name}",
+        f"      asnn-goose distill {results.recipe} data.path=FILE.txt",
+    )

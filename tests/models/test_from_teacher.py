@@ -1,0 +1,142 @@
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from asnn_goose.config import Spikes, WkvStudent
+from asnn_goose.errors import ConfigError, TeacherError
+from asnn_goose.models.build import build_student, fresh_student
+from asnn_goose.models.from_teacher import kept_layers, teacher_anatomy
+from asnn_goose.models.mixers import MixerOutput
+from asnn_goose.models.teacher import Teacher, output_head
+
+LAYERS, WIDTH, INNER, VOCABULARY = 3, 24, 40, 61
+SHAPE = {
+    "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 32,
+}  # fmt: skip
+MODELS = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_inner=INNER)
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False)),
+    "llama-tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, mlp_bias=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=8)),
+}
+
+
+def randomized(model):
+    """The model in float64, none of its weights as it was initialized."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.double().eval().requires_grad_(False)
+
+
+@pytest.fixture(params=list(MODELS))
+def source(request, teacher):
+    """A small teacher of each family, with the pocket teacher's tokenizer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = randomized(MODELS[request.param]())
+    return Teacher(model, model.base_model, output_head(model, request.param), teacher.tokenizer, request.param, "")
+
+
+def fitting(source, **changes):
+    """A student of the teacher's shape."""
+    parts = teacher_anatomy(source.model, source.name)
+    shape = {
+        "width": parts.width, "layers": len(parts.blocks), "feedforward_width": parts.feedforward_width,
+        "norm": parts.norm, "mlp": parts.mlp, "positions": parts.positions, "max_positions": 32,
+        "tie_head": parts.tie_head,
+    }  # fmt: skip
+    return WkvStudent(initialization="teacher", **{**shape, **changes})
+
+
+def replace_mixers(student, outputs):
+    """Make each block's mixer say what is given."""
+    for block, output in zip(student.model.layers, outputs, strict=True):
+        memory = block.mixer.initial_memory(output)
+        block.mixer.forward = lambda *given, output=output, memory=memory: MixerOutput(output, memory, {})
+
+
+def test_with_the_teachers_attention_in_the_mixers_place_the_logits_are_the_teachers(source):
+    said = []
+    for block in teacher_anatomy(source.model, source.name).blocks:
+        block.attention.register_forward_hook(lambda module, given, output: said.append(output[0]))
+    ids = torch.randint(0, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(2))
+    expected = source.model(input_ids=ids, use_cache=False).logits
+    student = build_student(fitting(source), Spikes(), source, seed=0).double()
+    replace_mixers(student, said)
+    # Llama's norms compute in float32 whatever they are given.
+    tolerance = 1e-10 if source.name == "gpt2" else 1e-5
+    assert torch.allclose(student(input_ids=ids).logits, expected, rtol=0, atol=tolerance)
+
+
+def test_the_mixers_stay_as_they_were_drawn(source):
+    student = build_student(fitting(source), Spikes(), source, seed=3)
+    copied, drawn = student.state_dict(), fresh_student(student.config, seed=3).state_dict()
+    mixers = [name for name in copied if ".mixer." in name]
+    assert mixers
+    assert all(torch.equal(copied[name], drawn[name]) for name in mixers)
+    assert not torch.equal(copied["model.embed_tokens.weight"], drawn["model.embed_tokens.weight"])
+
+
+def test_fewer_layers_are_evenly_spaced():
+    assert kept_layers(4, 4) == [0, 1, 2, 3]
+    assert kept_layers(2, 4) == [0, 3]
+    assert kept_layers(3, 12) == [0, 6, 11]
+    assert kept_layers(1, 5) == [0]
+
+
+def test_a_smaller_student_takes_first_and_last(source):
+    student = build_student(fitting(source, layers=2), Spikes(), source, seed=0)
+    blocks = teacher_anatomy(source.model, source.name).blocks
+    for block, index in zip(student.model.layers, (0, 2), strict=True):
+        assert torch.equal(block.feed_forward_norm.weight, blocks[index].feed_forward_norm.weight.float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 32}, f"student.width={WIDTH}"),
+        ({"feedforward_width": None}, f"student.feedforward_width={INNER}"),
+        ({"layers": 4}, "student.layers=3 (or fewer)"),
+        ({"mlp": "silu"}, "student.mlp="),
+    ],
+)
+def test_a_shape_that_is_not_the_teachers_is_refused_with_what_to_give(source, changes, told):
+    with pytest.raises(ConfigError) as caught:
+        build_student(fitting(source, **changes), Spikes(), source, seed=0)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPTNeoXForCausalLM(
+            GPTNeoXConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+        ),
+        GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2, activation_function="relu")),
+        LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": 1}, hidden_act="gelu")),
+    ],
+    ids=["gpt-neox", "gpt2 with relu", "llama with gelu"],
+)
+def test_other_architectures_are_refused_with_those_that_are_supported(model):
+    with pytest.raises(TeacherError, match=r"gpt2, llama, mistral, qwen2, qwen3.*student\.initialization=random"):
+        teacher_anatomy(model, "other")

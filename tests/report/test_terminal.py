@@ -1,0 +1,52 @@
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from asnn_goose.errors import RunFolderError
+from asnn_goose.report.terminal import print_results
+from asnn_goose.results import Sample
+from asnn_goose.run_dir import RunDirectory
+
+
+@pytest.fixture
+def printed(tmp_path):
+    """Prints results as a finished run leaves them."""
+
+    def show(results):
+        folder = RunDirectory.create(tmp_path / "run", "a: 1\n", {})
+        folder.write_results(results)
+        console = Console(file=StringIO(), width=120)
+        print_results(folder, console)
+        return console.file.getvalue()
+
+    return show
+
+
+def test_both_models_the_ratio_and_the_protocol_are_told(printed, results):
+    text = printed(results)
+    for told in ("teacher gpt2", "20.00", "30.00", "ratio to the teacher 1.50", "window 256", "16,384 tokens"):
+        assert told in text
+
+
+def test_what_was_not_measured_is_said(printed, results):
+    assert "not measured" in printed(results)
+
+
+def test_samples_stand_side_by_side_as_they_are(printed, results):
+    sample = Sample(prompt="Once [bold]upon", teacher="a time\n\nthere was", student="a hat")
+    text = printed(results.model_copy(update={"samples": (sample,)}))
+    line = next(line for line in text.splitlines() if "Once [bold]upon" in line)
+    assert "a time there was" in line
+    assert "a hat" in line
+
+
+def test_the_run_folder_and_what_to_try_next_are_named(printed, results):
+    text = printed(results)
+    assert "report.html" in text
+    assert text.count("asnn-goose ") >= 3
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(RunFolderError):
+        print_results(RunDirectory.create(tmp_path / "run", "a: 1\n", {}), Console(quiet=True))
