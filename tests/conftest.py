@@ -90,7 +90,9 @@ def small_recipe(teacher_directory: Path, text_file: Path) -> Callable[..., Reci
             "evaluation": {"kind": "standard", "window": 32, "tokens": 1024},
         }  # fmt: skip
         for name, changes in sections.items():
-            fields[name] = {**fields.get(name, {}), **changes}
+            # Another kind of text has fields of its own.
+            kept = {} if name == "data" else fields.get(name, {})
+            fields[name] = {**kept, **changes}
         return Recipe.model_validate(fields, strict=False)
 
     return make
@@ -111,6 +113,26 @@ def run_folder(tmp_path: Path) -> Callable[[Recipe], RunDirectory]:
 def quiet_console() -> Console:
     """A console that keeps what it is told: `quiet_console.file.getvalue()`."""
     return Console(file=StringIO(), width=200)
+
+
+@pytest.fixture(scope="session")
+def trained_run(small_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
+    """A student that took over the teacher's weights and learned for ten seconds: for tests that need a trained one."""
+    recipe = small_recipe(
+        data={"name": "pocket"},
+        student={
+            "initialization": "teacher", "width": 256, "layers": 4, "mlp": "gelu", "max_positions": 512,
+        },
+        objective={"temperature": {"kind": "fixed", "value": 1.0}},
+        training={
+            "steps": 60, "batch_size": 8, "window": 64, "learning_rate": 2e-3, "warmup_steps": 5,
+            "logging_interval": 20, "evaluation_interval": 30, "checkpoint_interval": 60,
+        },
+        evaluation={"window": 64, "tokens": 4096},
+    )  # fmt: skip
+    environment = {"recipe": "trained", **collect_environment(recipe.training.seed)}
+    folder = RunDirectory.create(tmp_path_factory.mktemp("trained") / "run", recipe_yaml(recipe), environment)
+    return distill(recipe, folder, Console(file=StringIO()))
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,11 @@ def test_quickstart_and_wikitext2_are_shipped():
 
 def test_quickstart_needs_no_hub():
     recipe = load_recipe("quickstart", [])
+    assert recipe.teacher.name == recipe.data.name == "pocket"
+
+
+def test_a_larger_teacher_comes_from_the_package_registry():
+    recipe = load_recipe("smollm2-pydoc", [])
     assert recipe.teacher.name == "smollm2"
     assert isinstance(recipe.data, PydocText)
 
@@ -56,7 +61,8 @@ def test_resolved_yaml_reads_back_as_the_same_recipe(name, tmp_path):
 
 def test_resolved_yaml_keeps_the_order_of_sections():
     keys = list(parse_yaml(recipe_yaml(load_recipe("quickstart", [])), "it"))
-    assert keys == ["description", "teacher", "data", "student", "spikes", "objective", "training", "evaluation"]
+    sections = ["description", "teacher", "data", "student", "spikes", "objective", "training", "evaluation"]
+    assert keys == [*sections, "samples"]
 
 
 def test_the_hash_follows_the_values_and_not_their_notation():

@@ -33,7 +33,7 @@ REFUSALS = {
     "data.rows.max_line_tokens=5": "data.rows.max_line_tokens does not apply to the chosen data.rows, which takes kind",
     "student.max_positions=9": "windows of 256 tokens need student.max_positions >= 256, got 9",
     "training=3": "training needs exactly one budget, `steps` or `tokens`",
-    "data={}": "data needs `name` (a hub data set or `pydoc`) or `path` (a file or folder)",
+    "data={}": "data needs `name` (a hub data set, `pydoc` or `pocket`) or `path` (a file or folder)",
 }
 
 
@@ -74,7 +74,7 @@ def test_union_tags_do_not_appear_in_paths(location, path, section):
 def test_choices_go_by_the_tags_that_recipes_use():
     fields = Recipe.model_fields
     assert list(section_choices(fields["training"].annotation)) == ["steps", "tokens"]
-    assert list(section_choices(fields["data"].annotation)) == ["name", "path", "pydoc"]
+    assert list(section_choices(fields["data"].annotation)) == ["name", "path", "pydoc", "pocket"]
     assert list(section_choices(fields["evaluation"].annotation)) == ["standard", "recorded"]
     assert section_choices(fields["description"].annotation) == {}
 

@@ -55,6 +55,7 @@ whole text; the other figures separate documents by the end-of-text token, as in
 {verdict}
 
 ## Samples (seed {seed}, temperature 0.8, top-p 0.95, not chosen)
+
 {samples}
 
 ## License

@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from asnn_goose.config_text import RecordedProtocol, StandardProtocol
 from asnn_goose.data.tokens import TokenRows
@@ -19,13 +21,12 @@ from asnn_goose.kernels.kd_loss import LinearHead
 VOCABULARY, WIDTH = 17, 5
 
 
-class CharacterTokenizer:
-    """One token a character: its code, modulo the vocabulary."""
-
-    is_fast = False
-
-    def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[ord(sign) % VOCABULARY for sign in text] for text in texts]}
+@pytest.fixture
+def characters() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the ASCII characters, by their codes."""
+    tokenizer = Tokenizer(models.WordLevel({chr(code): code for code in range(128)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def windows_of(tokens: list[int], window: int, stride: int) -> EvaluationWindows:
@@ -50,28 +51,28 @@ def test_the_first_token_of_each_window_is_not_scored_and_the_remainder_is_dropp
     assert result.loss_nats == pytest.approx(-sum(log_probability[a, b].item() for a, b in scored) / 6)
 
 
-def test_the_standard_protocol_is_one_string_in_windows_side_by_side() -> None:
-    windows = evaluation_windows("abcdefghij", CharacterTokenizer(), StandardProtocol(window=4))
+def test_the_standard_protocol_is_one_string_in_windows_side_by_side(characters: PreTrainedTokenizerFast) -> None:
+    windows = evaluation_windows("abcdefghij", characters, StandardProtocol(window=4))
     assert windows.rows.stride == 4
     assert windows.scored_tokens == 2 * 3
     assert "windows of 4, stride 4, first token of each not scored; all 10 tokens" in windows.statement
 
 
-def test_the_recorded_protocol_overlaps_by_half_and_drops_blank_lines() -> None:
-    windows = evaluation_windows("abc\n\n  \ndef\n", CharacterTokenizer(), RecordedProtocol(window=4))
-    assert windows.rows.tokens.tolist() == [ord(sign) % VOCABULARY for sign in "abc\ndef\n"]
+def test_the_recorded_protocol_overlaps_by_half_and_drops_blank_lines(characters: PreTrainedTokenizerFast) -> None:
+    windows = evaluation_windows("abc\n\n  \ndef\n", characters, RecordedProtocol(window=4))
+    assert windows.rows.tokens.tolist() == [ord(sign) for sign in "abc\ndef\n"]
     assert windows.rows.stride == 2
     assert len(windows.rows) == 3
 
 
-def test_a_token_limit_is_said() -> None:
-    windows = evaluation_windows("abcdefghij", CharacterTokenizer(), StandardProtocol(window=4, tokens=8))
+def test_a_token_limit_is_said(characters: PreTrainedTokenizerFast) -> None:
+    windows = evaluation_windows("abcdefghij", characters, StandardProtocol(window=4, tokens=8))
     assert "the first 8 tokens" in windows.statement
 
 
-def test_a_text_shorter_than_a_window_is_refused() -> None:
+def test_a_text_shorter_than_a_window_is_refused(characters: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match="3 tokens, fewer than one window of 4"):
-        evaluation_windows("abc", CharacterTokenizer(), StandardProtocol(window=4))
+        evaluation_windows("abc", characters, StandardProtocol(window=4))
 
 
 def test_perplexity_is_never_capped() -> None:

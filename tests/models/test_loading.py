@@ -43,7 +43,7 @@ def tiny_llama():
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = LlamaConfig(vocab_size=384, num_attention_heads=4, num_key_value_heads=2, **shape)
+        config = LlamaConfig(vocab_size=4096, num_attention_heads=4, num_key_value_heads=2, **shape)
         return LlamaForCausalLM(config).eval()
 
 
@@ -99,7 +99,7 @@ def test_a_directory_and_a_run_folder_load(teacher_directory, tmp_path, inside):
 
 def test_a_home_directory_is_understood(teacher_directory, monkeypatch):
     monkeypatch.setenv("HOME", str(teacher_directory.parent))
-    assert load_causal_lm(f"~/{teacher_directory.name}").model.config.n_layer == 2
+    assert load_causal_lm(f"~/{teacher_directory.name}").model.config.n_layer == 4
 
 
 def test_a_loaded_model_is_frozen_and_in_evaluation_mode(teacher_directory):

@@ -211,7 +211,7 @@ def test_ids_or_embeddings_are_given_exactly_once(plain_student, arguments):
 def test_a_student_learns_real_text(make_student, real_text, teacher_directory):
     ids = torch.tensor(AutoTokenizer.from_pretrained(teacher_directory)(real_text[:20_000])["input_ids"])
     batch = ids[: 8 * 40].view(8, 40)
-    student = make_student(vocab_size=384).float().train()
+    student = make_student(vocab_size=4096).float().train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     losses = []
     for _ in range(25):

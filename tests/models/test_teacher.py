@@ -72,9 +72,9 @@ def test_hidden_states_carry_no_gradient(teacher, batch):
 
 def test_sizes_are_those_of_the_model(teacher):
     assert teacher.vocabulary_size == 4096
-    # By hand, width 64: embeddings, two blocks of two norms, attention and feed-forward, one norm; the head is tied.
-    block = 2 * 2 * 64 + (64 * 192 + 192) + (64 * 64 + 64) + (64 * 256 + 256) + (256 * 64 + 64)
-    assert teacher.parameters == 4096 * 64 + 256 * 64 + 2 * block + 2 * 64
+    # By hand, width 256: embeddings, four blocks of two norms, attention and feed-forward, one norm; the head is tied.
+    block = 2 * 2 * 256 + (256 * 768 + 768) + (256 * 256 + 256) + (256 * 1024 + 1024) + (1024 * 256 + 256)
+    assert teacher.parameters == 4096 * 256 + 512 * 256 + 4 * block + 2 * 256
 
 
 def test_a_logit_scale_is_refused(teacher):

@@ -204,3 +204,12 @@ def copied_folder(folder: RunDirectory, target: Path) -> RunDirectory:
     """A copy of a run folder that a test may damage."""
     shutil.copytree(folder.path, target)
     return RunDirectory.open(target)
+
+
+def test_a_student_that_takes_over_weights_comes_near_its_teacher(trained_run):
+    results = trained_run.results
+    untrained = results.curves.perplexity.values[0]
+    assert results.ratio.to_teacher < 6.0
+    assert results.student.perplexity < untrained / 5
+    assert all(sample.teacher and sample.student for sample in results.samples)
+    assert len(results.samples) == 3
