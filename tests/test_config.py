@@ -65,8 +65,8 @@ def test_streaming_needs_a_bound():
 
 def test_windows_must_fit_learned_positions():
     with pytest.raises(ValidationError, match=r"student\.max_positions >= 256, got 100"):
-        recipe(student={"max_positions": 100})
-    assert recipe(student={"max_positions": 100, "positions": "none"}).student.max_positions == 100
+        recipe(student={"mixer": "wkv", "max_positions": 100})
+    assert recipe(student={"mixer": "wkv", "max_positions": 100, "positions": "none"}).student.max_positions == 100
 
 
 def test_an_objective_of_nothing_is_refused():

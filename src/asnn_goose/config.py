@@ -61,6 +61,27 @@ class WkvStudent(Section):
     """Implementation of the exact recurrence."""
 
 
+class GooseStudent(Section):
+    """A student with a matrix state for each head, in the shape of its teacher: the form for conversion."""
+
+    mixer: Literal["goose"]
+    initialization: Literal["teacher", "random"] = "teacher"
+    """`teacher` copies everything that attention and recurrence share; `random` keeps the shape alone, as a control."""
+    keep_layers: Literal["all", "every_other"] | Annotated[int, Field(ge=1)] | tuple[int, ...] = "all"
+    """The teacher's blocks that are kept: every other, a number of evenly spaced ones, or their indices from 0."""
+    positions: Literal["teacher", "none"] = "teacher"
+    """`none` drops the teacher's positions and leaves order to the recurrence."""
+    convolution: int = Field(default=4, ge=1, le=16)
+    """Taps of the causal convolution behind r, k and v; 1 is none."""
+    gate_rank: int = Field(default=32, ge=0)
+    """Rank of the output gate; 0 is no gate."""
+    backend: Literal["auto", "reference", "torch"] = "auto"
+    """Implementation of the recurrence."""
+
+
+Student = Annotated[WkvStudent | GooseStudent, Field(discriminator="mixer")]
+
+
 class FixedThreshold(Section):
     """theta = clamp(alpha * mean|x|, 0.01, 10), per token over channels, alpha constant."""
 
@@ -219,7 +240,7 @@ class Recipe(Section):
     """What the recipe is for, in one line."""
     teacher: Teacher = Teacher()
     data: Data
-    student: WkvStudent = WkvStudent()
+    student: Student = WkvStudent()
     spikes: Spikes = Spikes()
     objective: Objective = Objective()
     training: Training
@@ -230,6 +251,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _windows_fit_positions(self) -> "Recipe":
         longest = max(self.training.window, self.evaluation.window)
+        if isinstance(self.student, GooseStudent):
+            # Its positions are the teacher's, which are known when the teacher is loaded.
+            return self
         if self.student.positions == "learned" and longest > self.student.max_positions:
             raise ValueError(
                 f"windows of {longest} tokens need student.max_positions >= {longest}, got {self.student.max_positions}"

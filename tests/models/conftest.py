@@ -27,7 +27,22 @@ FORMS = {
         "spikes": {"amplitude": "none", "surrogate": {"kind": "recorded_ste"}},
     },
     "layernorm-silu-none-dense": {"positions": "none", "spikes": {"sites": []}},
-}
+    "goose-llama": {
+        "mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "norm": "rmsnorm", "mlp": "swiglu", "positions": "rotary", "rotary_frequencies": [1.0, 0.3, 0.05],
+        "key_norm": True, "tie_word_embeddings": False,
+        "spikes": {"amplitude": "channel", "scale": "token", "learn_alpha": True},
+    },
+    "goose-gpt2": {
+        "mixer": "goose", "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8,
+        "mlp": "gelu", "mlp_bias": True, "attention_bias": True, "attention_output_bias": True,
+        "spikes": {"amplitude": "none"},
+    },
+    "goose-bare": {
+        "mixer": "goose", "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "positions": "none", "convolution": 1, "gate_rank": 0, "spikes": {"sites": []},
+    },
+}  # fmt: skip
 
 
 def build(**choices: object) -> GooseForCausalLM:

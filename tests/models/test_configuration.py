@@ -37,7 +37,7 @@ def test_a_configuration_saved_is_the_configuration_loaded(tmp_path):
     [
         {"norm": "batchnorm"},
         {"mlp": "relu"},
-        {"mixer": "goose"},
+        {"mixer": "mamba"},
         {"positions": "rotary"},
         {"decay_init": "zeros"},
         {"mix_init": "zeros"},

@@ -3,8 +3,6 @@ import torch
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -15,10 +13,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from asnn_goose.config import Spikes, WkvStudent
-from asnn_goose.errors import ConfigError, TeacherError
+from asnn_goose.config import GooseStudent, Spikes, WkvStudent
+from asnn_goose.errors import ConfigError
+from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.build import build_student, fresh_student
-from asnn_goose.models.from_teacher import kept_layers, teacher_anatomy
+from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.mixers import MixerOutput
 from asnn_goose.models.teacher import Teacher, output_head
 
@@ -74,17 +73,47 @@ def replace_mixers(student, outputs):
         block.mixer.forward = lambda *given, output=output, memory=memory: MixerOutput(output, memory, {})
 
 
-def test_with_the_teachers_attention_in_the_mixers_place_the_logits_are_the_teachers(source):
+@pytest.mark.parametrize("form", ["wkv", "goose"])
+def test_with_the_teachers_attention_in_the_mixers_place_the_logits_are_the_teachers(source, form):
     said = []
     for block in teacher_anatomy(source.model, source.name).blocks:
         block.attention.register_forward_hook(lambda module, given, output: said.append(output[0]))
     ids = torch.randint(0, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(2))
     expected = source.model(input_ids=ids, use_cache=False).logits
-    student = build_student(fitting(source), Spikes(), source, seed=0).double()
+    description = fitting(source) if form == "wkv" else GooseStudent(mixer="goose")
+    student = build_student(description, Spikes(amplitude="none"), source, seed=0).double()
     replace_mixers(student, said)
     # Llama's norms compute in float32 whatever they are given.
     tolerance = 1e-10 if source.name == "gpt2" else 1e-5
     assert torch.allclose(student(input_ids=ids).logits, expected, rtol=0, atol=tolerance)
+
+
+def test_a_goose_student_projects_as_the_teachers_attention_does(source):
+    student = build_student(GooseStudent(mixer="goose"), Spikes(amplitude="none"), source, seed=0).double()
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for block, kept in zip(source.model.base_model.h if source.name == "gpt2" else source.model.base_model.layers,
+                           student.model.layers, strict=True):  # fmt: skip
+        if source.name == "gpt2":
+            query, key, value = block.attn.c_attn(x).chunk(3, dim=-1)
+            output = block.attn.c_proj
+        else:
+            query, key, value = (getattr(block.self_attn, f"{role}_proj")(x) for role in "qkv")
+            output = block.self_attn.o_proj
+        mixer = kept.mixer
+        for found, expected in ((mixer.receptance(x), query), (mixer.key(x), key), (mixer.value(x), value)):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        read = torch.randn(2, 5, mixer.shape.read_width, dtype=torch.float64)
+        torch.testing.assert_close(mixer.output(read), output(read), rtol=0, atol=1e-12)
+
+
+def test_a_random_goose_student_keeps_the_shape_alone(source):
+    taken = build_student(GooseStudent(mixer="goose"), Spikes(amplitude="none"), source, seed=0)
+    drawn = build_student(
+        GooseStudent(mixer="goose", initialization="random"), Spikes(amplitude="none"), source, seed=0
+    )
+    shapes = [{name: weight.shape for name, weight in student.state_dict().items()} for student in (taken, drawn)]
+    assert shapes[0] == shapes[1]
+    assert not torch.equal(taken.model.embed_tokens.weight, drawn.model.embed_tokens.weight)
 
 
 def test_the_mixers_stay_as_they_were_drawn(source):
@@ -96,11 +125,21 @@ def test_the_mixers_stay_as_they_were_drawn(source):
     assert not torch.equal(copied["model.embed_tokens.weight"], drawn["model.embed_tokens.weight"])
 
 
-def test_fewer_layers_are_evenly_spaced():
-    assert kept_layers(4, 4) == [0, 1, 2, 3]
-    assert kept_layers(2, 4) == [0, 3]
-    assert kept_layers(3, 12) == [0, 6, 11]
-    assert kept_layers(1, 5) == [0]
+@pytest.mark.parametrize(
+    ("choice", "of", "kept"),
+    [
+        ("all", 4, [0, 1, 2, 3]), ("every_other", 5, [0, 2, 4]), (4, 4, [0, 1, 2, 3]), (2, 4, [0, 3]),
+        (3, 12, [0, 6, 11]), (1, 5, [0]), ((1, 3), 4, [1, 3]),
+    ],
+)  # fmt: skip
+def test_kept_layers(choice, of, kept):
+    assert kept_layers(choice, of) == kept
+
+
+@pytest.mark.parametrize("choice", [5, (), (0, 4), (-1, 2), (2, 1), (1, 1)])
+def test_layers_that_the_teacher_has_not_are_refused(choice):
+    with pytest.raises(ConfigError, match=r"student\.keep_layers="):
+        kept_layers(choice, 4)
 
 
 def test_a_smaller_student_takes_first_and_last(source):
@@ -124,19 +163,3 @@ def test_a_shape_that_is_not_the_teachers_is_refused_with_what_to_give(source, c
         build_student(fitting(source, **changes), Spikes(), source, seed=0)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        GPTNeoXForCausalLM(
-            GPTNeoXConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-        ),
-        GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2, activation_function="relu")),
-        LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": 1}, hidden_act="gelu")),
-    ],
-    ids=["gpt-neox", "gpt2 with relu", "llama with gelu"],
-)
-def test_other_architectures_are_refused_with_those_that_are_supported(model):
-    with pytest.raises(TeacherError, match=r"gpt2, llama, mistral, qwen2, qwen3.*student\.initialization=random"):
-        teacher_anatomy(model, "other")

@@ -1,13 +1,15 @@
 """Builds the student a recipe describes, for the vocabulary of its teacher."""
 
 import logging
+from typing import Any
 
 import torch
 
-from asnn_goose.config import FixedThreshold, Spikes, WkvStudent
+from asnn_goose.config import FixedThreshold, GooseStudent, Spikes, WkvStudent
 from asnn_goose.errors import ConfigError
+from asnn_goose.models.anatomy import TeacherAnatomy, teacher_anatomy
 from asnn_goose.models.configuration import GooseConfig
-from asnn_goose.models.from_teacher import TeacherAnatomy, copy_from_teacher, teacher_anatomy
+from asnn_goose.models.from_teacher import copy_from_teacher, kept_layers
 from asnn_goose.models.plan import spike_fed_mac_share
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.teacher import Teacher
@@ -15,22 +17,27 @@ from asnn_goose.models.teacher import Teacher
 logger = logging.getLogger(__name__)
 
 
-def build_student(student: WkvStudent, spikes: Spikes, teacher: Teacher, seed: int) -> GooseForCausalLM:
+def build_student(student: WkvStudent | GooseStudent, spikes: Spikes, teacher: Teacher, seed: int) -> GooseForCausalLM:
     """The student of a recipe, the same for the same seed; the global generator is left as it was.
 
     Raises:
-        ConfigError: Its weights are to come from a teacher of another shape.
-        TeacherError: They are to come from a teacher of an architecture that is not supported.
+        ConfigError: Its weights are to come from a teacher of another shape, or from blocks the teacher has not.
+        TeacherError: Its shape or weights are to come from a teacher of an architecture that is not supported.
     """
-    config = student_config(student, spikes, teacher)
-    anatomy = None
-    if student.initialization == "teacher":
-        anatomy = teacher_anatomy(teacher.model, teacher.name)
+    if isinstance(student, WkvStudent) and student.initialization == "random":
+        return fresh_student(student_config(student, spikes, teacher), seed)
+    anatomy = teacher_anatomy(teacher.model, teacher.name)
+    if isinstance(student, GooseStudent):
+        kept = kept_layers(student.keep_layers, len(anatomy.blocks))
+        config = goose_config(student, spikes, teacher, anatomy, len(kept))
+    else:
         check_shape(student, anatomy, teacher.name)
+        kept = kept_layers(student.layers, len(anatomy.blocks))
+        config = student_config(student, spikes, teacher)
         config.mlp_bias, config.norm_eps = anatomy.mlp_bias, anatomy.norm_eps
     made = fresh_student(config, seed)
-    if anatomy is not None:
-        copy_from_teacher(made, anatomy)
+    if student.initialization == "teacher":
+        copy_from_teacher(made, anatomy, kept)
     return made
 
 
@@ -64,11 +71,44 @@ def check_shape(student: WkvStudent, anatomy: TeacherAnatomy, name: str) -> None
         )
 
 
-def student_config(student: WkvStudent, spikes: Spikes, teacher: Teacher) -> GooseConfig:
-    """The transformers configuration of a recipe's student."""
-    tokenizer = teacher.tokenizer
+def goose_config(
+    student: GooseStudent, spikes: Spikes, teacher: Teacher, anatomy: TeacherAnatomy, layers: int
+) -> GooseConfig:
+    """The transformers configuration of a student in its teacher's shape."""
+    heads = anatomy.heads
+    parts = anatomy.blocks[0].parts
+    rotary = heads.rotary_frequencies if student.positions == "teacher" else None
+    positions = "rotary" if rotary else anatomy.positions
     return GooseConfig(
-        vocab_size=teacher.vocabulary_size,
+        hidden_size=anatomy.width,
+        num_hidden_layers=layers,
+        intermediate_size=anatomy.feedforward_width,
+        norm=anatomy.norm,
+        norm_eps=anatomy.norm_eps,
+        mlp=anatomy.mlp,
+        mlp_bias=anatomy.mlp_bias,
+        mixer=student.mixer,
+        positions="none" if student.positions == "none" else positions,
+        max_position_embeddings=anatomy.max_positions,
+        num_attention_heads=heads.heads,
+        num_key_value_heads=heads.key_value_heads,
+        head_dim=heads.head_width,
+        attention_bias=parts.query.bias is not None,
+        attention_output_bias=parts.output.bias is not None,
+        key_norm=parts.query_norm is not None,
+        rotary_frequencies=None if rotary is None else list(rotary),
+        rotary_scaling=heads.rotary_scaling,
+        convolution=student.convolution,
+        gate_rank=student.gate_rank,
+        scan_backend=student.backend,
+        tie_word_embeddings=anatomy.tie_head,
+        **_common_fields(spikes, teacher),
+    )
+
+
+def student_config(student: WkvStudent, spikes: Spikes, teacher: Teacher) -> GooseConfig:
+    """The transformers configuration of a student whose recipe states its shape."""
+    return GooseConfig(
         hidden_size=student.width,
         num_hidden_layers=student.layers,
         intermediate_size=student.feedforward_width,
@@ -82,7 +122,16 @@ def student_config(student: WkvStudent, spikes: Spikes, teacher: Teacher) -> Goo
         recurrence=student.recurrence,
         scan_backend=student.backend,
         tie_word_embeddings=student.tie_head,
-        spikes={
+        **_common_fields(spikes, teacher),
+    )
+
+
+def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
+    """What every student takes from its encoders' options and its teacher's vocabulary."""
+    tokenizer = teacher.tokenizer
+    return {
+        "vocab_size": teacher.vocabulary_size,
+        "spikes": {
             "sites": list(spikes.sites),
             "levels": spikes.levels,
             "alpha": spikes.threshold.alpha,
@@ -91,12 +140,12 @@ def student_config(student: WkvStudent, spikes: Spikes, teacher: Teacher) -> Goo
             "scale": spikes.scale,
             "surrogate": spikes.surrogate.model_dump(),
         },
-        teacher_name=teacher.name,
-        vocabulary_hash=teacher.vocabulary_hash,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        "teacher_name": teacher.name,
+        "vocabulary_hash": teacher.vocabulary_hash,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def fresh_student(config: GooseConfig, seed: int) -> GooseForCausalLM:

@@ -16,8 +16,8 @@ class RecurrentLayer(CacheLayerMixin):
     """The memory of one layer.
 
     Attributes:
-        state: Recurrent state, [batch width], float32 or float64; None before the first token.
-        shift: Normalized input of the last valid token, [batch width].
+        state: Recurrent state, [batch, ...] as the mixer has it, float32 or float64; None before the first token.
+        shift: What the mixer needs of the last valid tokens themselves, [batch, ...].
         tokens_seen: Valid tokens each row has consumed, [batch]; padding is not counted.
         columns: Columns consumed, padding included: what `get_seq_length` returns.
     """
@@ -29,8 +29,8 @@ class RecurrentLayer(CacheLayerMixin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state: Float[Tensor, "batch width"] | None = None
-        self.shift: Float[Tensor, "batch width"] | None = None
+        self.state: Float[Tensor, "batch ..."] | None = None
+        self.shift: Float[Tensor, "batch ..."] | None = None
         self.tokens_seen: Int[Tensor, " batch"] | None = None
         self.columns = 0
 

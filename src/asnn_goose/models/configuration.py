@@ -5,7 +5,8 @@ from typing import Any, ClassVar, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from asnn_goose.config import Spikes, SpikeSite, Surrogate, WkvStudent
+from asnn_goose.config import GooseStudent, Spikes, SpikeSite, Surrogate, WkvStudent
+from asnn_goose.config_text import Section
 
 DEFAULT_SPIKES: dict[str, Any] = {
     "sites": ["k", "v"],
@@ -30,9 +31,19 @@ class GooseConfig(PreTrainedConfig):
         norm_eps: Constant under the norm's square root.
         mlp: `silu`, `gelu` (tanh form, as GPT-2) or `swiglu`.
         mlp_bias: Whether the feed-forward projections have biases.
-        mixer: `wkv`.
-        positions: `learned` or `none`.
+        mixer: `wkv` or `goose`.
+        positions: `learned`, `none`, or for goose `rotary`.
         max_position_embeddings: Longest sequence of learned positions, in tokens.
+        num_attention_heads: For goose, heads that read a state.
+        num_key_value_heads: Heads that hold one.
+        head_dim: Channels of a head.
+        attention_bias: Whether r, k and v have biases.
+        attention_output_bias: Whether the mixer's output projection has one.
+        key_norm: Whether r and k pass an RMS norm a head.
+        rotary_frequencies: Radians a token for each pair of a head's channels, for rotary positions.
+        rotary_scaling: Factor on what they turned.
+        convolution: Taps of the short convolution.
+        gate_rank: Rank of the output gate; 0 is none.
         decay_init: `spread` or `recorded`.
         mix_init: `spread` or `recorded`.
         recurrence: `exact`, or `recorded` for the old scan that forgets.
@@ -59,6 +70,16 @@ class GooseConfig(PreTrainedConfig):
     mixer: str = "wkv"
     positions: str = "learned"
     max_position_embeddings: int = 1024
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    key_norm: bool = False
+    rotary_frequencies: list[float] | None = None
+    rotary_scaling: float = 1.0
+    convolution: int = 4
+    gate_rank: int = 32
     decay_init: str = "spread"
     mix_init: str = "spread"
     recurrence: str = "exact"
@@ -77,11 +98,26 @@ class GooseConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         self.spikes = {**deepcopy(DEFAULT_SPIKES), **(self.spikes or {})}
-        for name in ("norm", "mlp", "mixer", "positions", "decay_init", "mix_init", "recurrence"):
+        for name in ("norm", "mlp", "decay_init", "mix_init", "recurrence"):
             check_choice(name, getattr(self, name), _options(WkvStudent, name))
-        check_choice("scan_backend", self.scan_backend, _options(WkvStudent, "backend"))
+        goose = self.mixer == "goose"
+        check_choice("mixer", self.mixer, (*_options(WkvStudent, "mixer"), *_options(GooseStudent, "mixer")))
+        check_choice("positions", self.positions, (*_options(WkvStudent, "positions"), *(("rotary",) if goose else ())))
+        check_choice("scan_backend", self.scan_backend, _options(GooseStudent if goose else WkvStudent, "backend"))
+        if goose:
+            self._check_heads()
         check_spikes(self.spikes)
         super().__post_init__(**kwargs)
+
+    def _check_heads(self) -> None:
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        if not heads or not shared or not self.head_dim or heads % shared:
+            raise ValueError(
+                f"a goose mixer needs head_dim, and num_attention_heads a multiple of num_key_value_heads, got "
+                f"{self.head_dim}, {heads} and {shared}"
+            )
+        if self.positions == "rotary" and len(self.rotary_frequencies or ()) * 2 != self.head_dim:
+            raise ValueError(f"rotary positions need {self.head_dim // 2} rotary_frequencies, one for each pair")
 
 
 def check_spikes(spikes: dict[str, Any]) -> None:
@@ -109,5 +145,5 @@ def check_choice(name: str, value: Any, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}, but this version of asnn-goose knows {', '.join(options)}")
 
 
-def _options(section: type[WkvStudent] | type[Spikes] | type[Surrogate], field: str) -> tuple[str, ...]:
+def _options(section: type[Section], field: str) -> tuple[str, ...]:
     return get_args(section.model_fields[field].annotation)

@@ -1,165 +1,48 @@
-"""Reads a pretrained transformer in one form, whatever its family, and copies what fits into a student.
-
-Supported are GPT-2's family, whose linear layers are stored transposed, and Llama's: Llama, SmolLM2, Mistral, Qwen2
-and Qwen3.
-"""
+"""Copies into a student what it shares with the transformer it is converted from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from asnn_goose.errors import TeacherError
+from asnn_goose.errors import ConfigError
+from asnn_goose.models.anatomy import AttentionParts, Projection, TeacherAnatomy, TeacherBlock, projection_of
+from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.student import GooseForCausalLM
 
-LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 
-
-@dataclass(frozen=True)
-class TeacherBlock:
-    """The modules of one transformer block that a student can take over.
-
-    Attributes:
-        mixer_norm: Norm before attention.
-        attention: The attention module.
-        feed_forward_norm: Norm before the feed-forward part.
-        up: First projection of the feed-forward part.
-        gate: Its gate, for SwiGLU.
-        down: Its second projection.
-    """
-
-    mixer_norm: nn.Module
-    attention: nn.Module
-    feed_forward_norm: nn.Module
-    up: nn.Module
-    gate: nn.Module | None
-    down: nn.Module
-
-
-@dataclass(frozen=True)
-class TeacherAnatomy:
-    """A transformer's modules by their part, and the choices of a student that fits them.
-
-    Attributes:
-        width: Width of the residual stream.
-        feedforward_width: Inner width of the feed-forward part.
-        norm: Kind of all norms.
-        norm_eps: Constant under their square root.
-        mlp: Feed-forward form.
-        mlp_bias: Whether its projections have biases.
-        positions: `learned`, or `none` where attention itself turns by position.
-        max_positions: Longest sequence, in tokens.
-        tie_head: Whether the token embedding is the output head.
-        embedding: Token embedding.
-        position_embedding: Learned positions, if it has them.
-        blocks: Its blocks, first to last.
-        final_norm: Norm before the head.
-        head: Output head.
-    """
-
-    width: int
-    feedforward_width: int
-    norm: Literal["layernorm", "rmsnorm"]
-    norm_eps: float
-    mlp: Literal["gelu", "swiglu"]
-    mlp_bias: bool
-    positions: Literal["learned", "none"]
-    max_positions: int
-    tie_head: bool
-    embedding: nn.Module
-    position_embedding: nn.Module | None
-    blocks: Sequence[TeacherBlock]
-    final_norm: nn.Module
-    head: nn.Module
-
-
-def teacher_anatomy(model: PreTrainedModel, name: str) -> TeacherAnatomy:
-    """The parts of a supported transformer.
+def kept_layers(choice: Literal["all", "every_other"] | int | Sequence[int], of: int) -> list[int]:
+    """Indices of the blocks to keep of `of`: all, every other, a number evenly spaced from first to last, or a list.
 
     Raises:
-        TeacherError: Its architecture, or its activation, is none that a student can take over.
+        ConfigError: More blocks than there are, or a list that is empty, out of range or not rising.
     """
-    kind = model.config.model_type
-    if kind == "gpt2" and model.config.activation_function in GPT2_ACTIVATIONS:
-        return _gpt2_anatomy(model)
-    if kind in LLAMA_FAMILY and model.config.hidden_act == "silu":
-        return _llama_anatomy(model)
-    raise TeacherError(
-        f"{name} is a {kind} model: weights are taken over from gpt2, {', '.join(LLAMA_FAMILY)}, with their usual "
-        "activation; take one of these, or student.initialization=random"
-    )
-
-
-def _gpt2_anatomy(model: Any) -> TeacherAnatomy:
-    config, body = model.config, model.transformer
-    return TeacherAnatomy(
-        width=config.n_embd,
-        feedforward_width=body.h[0].mlp.c_fc.nf,
-        norm="layernorm",
-        norm_eps=config.layer_norm_epsilon,
-        mlp="gelu",
-        mlp_bias=True,
-        positions="learned",
-        max_positions=config.n_positions,
-        tie_head=config.tie_word_embeddings,
-        embedding=body.wte,
-        position_embedding=body.wpe,
-        blocks=[
-            TeacherBlock(block.ln_1, block.attn, block.ln_2, block.mlp.c_fc, None, block.mlp.c_proj) for block in body.h
-        ],
-        final_norm=body.ln_f,
-        head=model.lm_head,
-    )
-
-
-def _llama_anatomy(model: Any) -> TeacherAnatomy:
-    config, body = model.config, model.model
-    return TeacherAnatomy(
-        width=config.hidden_size,
-        feedforward_width=config.intermediate_size,
-        norm="rmsnorm",
-        norm_eps=config.rms_norm_eps,
-        mlp="swiglu",
-        mlp_bias=body.layers[0].mlp.up_proj.bias is not None,
-        positions="none",
-        max_positions=config.max_position_embeddings,
-        tie_head=config.tie_word_embeddings,
-        embedding=body.embed_tokens,
-        position_embedding=None,
-        blocks=[
-            TeacherBlock(
-                block.input_layernorm, block.self_attn, block.post_attention_layernorm,
-                block.mlp.up_proj, block.mlp.gate_proj, block.mlp.down_proj,
-            )
-            for block in body.layers
-        ],
-        final_norm=body.norm,
-        head=model.lm_head,
-    )  # fmt: skip
-
-
-def kept_layers(layers: int, of: int) -> list[int]:
-    """Indices of `layers` blocks, evenly spaced from the first to the last of `of`."""
-    return torch.linspace(0, of - 1, layers).round().int().tolist() if layers > 1 else [0]
+    match choice:
+        case "all":
+            return list(range(of))
+        case "every_other":
+            return list(range(0, of, 2))
+        case int():
+            if choice > of:
+                raise ConfigError(f"student.keep_layers={choice}, but the teacher has {of} blocks; keep at most these")
+            return torch.linspace(0, of - 1, choice, dtype=torch.float64).round().int().tolist() if choice > 1 else [0]
+    kept = list(choice)
+    if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= of:
+        raise ConfigError(f"student.keep_layers={kept}: give rising indices from 0 to {of - 1}, each once")
+    return kept
 
 
 @torch.no_grad()
-def copy_from_teacher(student: GooseForCausalLM, anatomy: TeacherAnatomy) -> None:
-    """Copy embeddings, norms, feed-forward parts and head; mixers keep what they have.
+def copy_from_teacher(student: GooseForCausalLM, anatomy: TeacherAnatomy, kept: Sequence[int]) -> None:
+    """Copy embeddings, norms, feed-forward parts and head; and attention's projections where the mixer has their shape.
 
-    A student with fewer blocks takes evenly spaced ones.
+    `kept` are the teacher's blocks that the student's blocks take over. What a mixer has beyond the projections stays.
     """
     body = student.model
     _copy(anatomy.embedding, body.embed_tokens)
     if anatomy.position_embedding is not None and body.embed_positions is not None:
         _copy(anatomy.position_embedding, body.embed_positions)
-    chosen = kept_layers(len(body.layers), len(anatomy.blocks))
-    for block, index in zip(body.layers, chosen, strict=True):
+    for block, index in zip(body.layers, kept, strict=True):
         _copy_block(anatomy.blocks[index], block)
     _copy(anatomy.final_norm, body.norm)
     if not student.config.tie_word_embeddings:
@@ -173,10 +56,25 @@ def _copy_block(source: TeacherBlock, target: Any) -> None:
     _copy(source.down, target.feed_forward.down)
     if source.gate is not None and target.feed_forward.gate is not None:
         _copy(source.gate, target.feed_forward.gate)
+    if isinstance(target.mixer, GooseMixer):
+        _copy_attention(source.parts, target.mixer)
+
+
+def _copy_attention(parts: AttentionParts, mixer: GooseMixer) -> None:
+    _copy(parts.query, mixer.receptance)
+    _copy(parts.key, mixer.key)
+    _copy(parts.value, mixer.value)
+    _copy(parts.output, mixer.output)
+    if parts.query_norm is not None and parts.key_norm is not None:
+        _copy(parts.query_norm, mixer.receptance_norm)
+        _copy(parts.key_norm, mixer.key_norm)
 
 
 def _copy(source: Any, target: Any) -> None:
-    weight: Tensor = source.weight.T if isinstance(source, Conv1D) else source.weight
-    target.weight.copy_(weight)
+    given = source if isinstance(source, Projection) else projection_of(source)
+    target.weight.copy_(given.weight)
     if getattr(target, "bias", None) is not None:
-        target.bias.copy_(source.bias)
+        if given.bias is None:
+            target.bias.zero_()
+        else:
+            target.bias.copy_(given.bias)

@@ -31,18 +31,11 @@ class Operation:
 def layer_plan(config: GooseConfig) -> tuple[Operation, ...]:
     """The operations of one block, in order; all blocks are alike."""
     width, inner = config.hidden_size, cast(int, config.intermediate_size)
-    sites = set(cast(dict[str, Any], config.spikes)["sites"])
-    plan = [Operation("norm", "mixer_norm", ("x",), "normed"), Operation("shift", "", ("normed",), "previous")]
-    for role, module in (("k", "key"), ("v", "value"), ("r", "receptance")):
-        plan.append(Operation("elementwise", "", ("normed", "previous"), f"x_{role}"))
-        plan.append(Operation("matmul", f"mixer.{module}", (f"x_{role}",), f"{role}_dense", width * width))
-    for site in ("k", "v"):
-        kind: OperationKind = "encode" if site in sites else "elementwise"
-        plan.append(Operation(kind, f"mixer.encoders.{site}" if site in sites else "", (f"{site}_dense",), site))
-    plan += [
-        Operation("scan", "mixer", ("k", "v"), "state"),
-        Operation("matmul", "mixer.output", ("state",), "read", width * width),
-        Operation("elementwise", "", ("x", "r_dense", "read"), "x_mixed"),
+    mixer = _goose_mixer_plan(config) if config.mixer == "goose" else _wkv_mixer_plan(config)
+    plan = [
+        Operation("norm", "mixer_norm", ("x",), "normed"),
+        *mixer,
+        Operation("elementwise", "", ("x", "mixed"), "x_mixed"),
         Operation("norm", "feed_forward_norm", ("x_mixed",), "ffn_in"),
         Operation("matmul", "feed_forward.up", ("ffn_in",), "ffn_up", width * inner),
     ]
@@ -55,6 +48,61 @@ def layer_plan(config: GooseConfig) -> tuple[Operation, ...]:
         Operation("elementwise", "", ("x_mixed", "ffn_out"), "x_next"),
     ]
     return tuple(plan)
+
+
+def _wkv_mixer_plan(config: GooseConfig) -> list[Operation]:
+    width = config.hidden_size
+    plan = [Operation("shift", "", ("normed",), "previous")]
+    for role, module in (("k", "key"), ("v", "value"), ("r", "receptance")):
+        plan.append(Operation("elementwise", "", ("normed", "previous"), f"x_{role}"))
+        plan.append(Operation("matmul", f"mixer.{module}", (f"x_{role}",), f"{role}_dense", width * width))
+    return [
+        *plan,
+        *_encodings(config),
+        Operation("scan", "mixer", ("k", "v"), "state"),
+        Operation("matmul", "mixer.output", ("state",), "read", width * width),
+        Operation("elementwise", "", ("r_dense", "read"), "mixed"),
+    ]
+
+
+def _goose_mixer_plan(config: GooseConfig) -> list[Operation]:
+    width, head = config.hidden_size, cast(int, config.head_dim)
+    reading, holding = (cast(int, heads) * head for heads in (config.num_attention_heads, config.num_key_value_heads))
+    plan = [
+        Operation("matmul", f"mixer.{module}", ("normed",), f"{role}_projected", width * channels)
+        for role, module, channels in (("r", "receptance", reading), ("k", "key", holding), ("v", "value", holding))
+    ]
+    for role in ("r", "k", "v"):
+        normed = config.key_norm and role != "v"
+        convolved = f"{role}_convolved" if normed else f"{role}_dense"
+        plan.append(Operation("shift", "mixer.taps", (f"{role}_projected",), convolved))
+        if normed:
+            name = {"r": "receptance", "k": "key"}[role]
+            plan.append(Operation("norm", f"mixer.{name}_norm", (convolved,), f"{role}_dense"))
+    rates = 3 * cast(int, config.num_key_value_heads)
+    plan += [*_encodings(config), Operation("matmul", "mixer.rates", ("normed",), "rates", width * rates)]
+    gates: tuple[str, ...] = ()
+    if config.gate_rank:
+        gates = ("gate",)
+        plan.append(Operation("matmul", "mixer.gate_down", ("normed",), "gate_mid", width * config.gate_rank))
+        plan.append(Operation("matmul", "mixer.gate_up", ("gate_mid",), "gate", config.gate_rank * reading))
+    return [
+        *plan,
+        # Products of k and v within the state are no weights; each head writes, erases and is read once a token.
+        Operation("scan", "mixer", ("r_dense", "k", "v", "rates"), "read"),
+        Operation("elementwise", "mixer.head_norm", ("read", *gates), "mixer_out"),
+        Operation("matmul", "mixer.output", ("mixer_out",), "mixed", reading * width),
+    ]
+
+
+def _encodings(config: GooseConfig) -> list[Operation]:
+    sites = set(cast(dict[str, Any], config.spikes)["sites"])
+    return [
+        Operation("encode", f"mixer.encoders.{site}", (f"{site}_dense",), site)
+        if site in sites
+        else Operation("elementwise", "", (f"{site}_dense",), site)
+        for site in ("k", "v")
+    ]
 
 
 def macs_per_token(config: GooseConfig) -> int:

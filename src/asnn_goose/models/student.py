@@ -1,7 +1,7 @@
 """The spiking recurrent student: a real transformers model, so save, load and generate are the library's own."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,13 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from asnn_goose.models.cache import RecurrentCache, RecurrentLayer
+from asnn_goose.models.block import GooseBlock, build_norm
+from asnn_goose.models.cache import RecurrentCache
 from asnn_goose.models.configuration import GooseConfig
-from asnn_goose.models.mixers import FeedForward, MixerMemory, WkvMixer
+from asnn_goose.models.goose_mixer import GooseMixer
+from asnn_goose.models.mixers import FeedForward
+from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
-from asnn_goose.spikes.surrogate import SurrogateSpec
 
 
 @dataclass
@@ -38,32 +40,6 @@ class GooseOutput(ModelOutput):
     spikes: tuple[dict[str, Tensor], ...] | None = None
 
 
-class GooseBlock(nn.Module):
-    """One block: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(self, config: GooseConfig, layer: int) -> None:
-        super().__init__()
-        self.mixer_norm = build_norm(config)
-        self.mixer = build_mixer(config, layer)
-        self.feed_forward_norm = build_norm(config)
-        self.feed_forward = FeedForward(
-            config.hidden_size, cast(int, config.intermediate_size), cast(Any, config.mlp), config.mlp_bias
-        )
-
-    def forward(
-        self, x: Float[Tensor, "batch time width"], cache: RecurrentLayer | None, valid: Tensor | None
-    ) -> tuple[Float[Tensor, "batch time width"], dict[str, Tensor]]:
-        """The block's output and its spikes by site; the layer's cache, if given, is updated."""
-        memory = None
-        if cache is not None and cache.state is not None and cache.shift is not None:
-            memory = MixerMemory(cache.state, cache.shift)
-        mixed = self.mixer(self.mixer_norm(x), memory, valid)
-        if cache is not None:
-            cache.update(mixed.memory.state, mixed.memory.shift)
-        x = x + mixed.residual
-        return x + self.feed_forward(self.feed_forward_norm(x)), mixed.spikes
-
-
 class GoosePreTrainedModel(PreTrainedModel):
     """What the body and the language model share: configuration, initialization, cache policy."""
 
@@ -78,7 +54,7 @@ class GoosePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        elif isinstance(module, (WkvMixer, FeedForward, SpikeEncoder, nn.LayerNorm, nn.RMSNorm)):
+        elif isinstance(module, (WkvMixer, GooseMixer, FeedForward, SpikeEncoder, nn.LayerNorm, nn.RMSNorm)):
             module.reset_parameters()
 
     @classmethod
@@ -126,12 +102,13 @@ class GooseModel(GoosePreTrainedModel):
         if cache is None and use_cache:
             cache = RecurrentCache(len(self.layers))
         valid = valid_columns(attention_mask, x.shape[1])
+        positions = None if self.config.positions == "none" else self._positions(x, valid, cache)
         if self.embed_positions is not None:
-            x = x + self._position_embeddings(x, valid, cache)
+            x = x + self.embed_positions(positions)
         hidden_states, spikes = [x], []
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
-            x, block_spikes = block(x, layer_cache, valid)
+            x, block_spikes = block(x, layer_cache, valid, positions)
             hidden_states.append(x)
             spikes.append(block_spikes)
         self._advance(cache, x, valid)
@@ -142,7 +119,8 @@ class GooseModel(GoosePreTrainedModel):
             spikes=tuple(spikes) if output_spikes else None,
         )
 
-    def _position_embeddings(self, x: Tensor, valid: Tensor | None, cache: RecurrentCache | None) -> Tensor:
+    def _positions(self, x: Tensor, valid: Tensor | None, cache: RecurrentCache | None) -> Tensor:
+        """Each column's place among the valid tokens of its row, [batch time]."""
         batch, time = x.shape[:2]
         if valid is None:
             positions = torch.arange(time, device=x.device).expand(batch, time)
@@ -152,9 +130,9 @@ class GooseModel(GoosePreTrainedModel):
         if cache is not None and cache.layers[0].tokens_seen is not None:
             past = cache.get_seq_length()
             positions = positions + cache.layers[0].tokens_seen.unsqueeze(1)
-        if past + time > self.config.max_position_embeddings:
+        if self.embed_positions is not None and past + time > self.config.max_position_embeddings:
             self._check_positions(positions)
-        return cast(Tensor, self.embed_positions(positions))  # type: ignore[misc]
+        return positions
 
     def _check_positions(self, positions: Tensor) -> None:
         # Padding does not use positions up, so only this rare path looks at the values, which waits for the device.
@@ -241,41 +219,6 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
             spikes=body.spikes,
         )
         return output if return_dict in (None, True) else output.to_tuple()
-
-
-def build_norm(config: GooseConfig) -> nn.Module:
-    """The normalization a configuration names."""
-    norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
-    return norm(config.hidden_size, eps=config.norm_eps)
-
-
-def build_mixer(config: GooseConfig, layer: int) -> WkvMixer:
-    """The mixer of one block, with its spike encoders."""
-    encoders = {site: build_encoder(config) for site in cast(dict[str, Any], config.spikes)["sites"]}
-    return WkvMixer(
-        width=config.hidden_size,
-        layer=layer,
-        layers=config.num_hidden_layers,
-        encoders=encoders,
-        decay_init=cast(Any, config.decay_init),
-        mix_init=cast(Any, config.mix_init),
-        recurrence=cast(Any, config.recurrence),
-        backend=cast(Any, config.scan_backend),
-    )
-
-
-def build_encoder(config: GooseConfig) -> SpikeEncoder:
-    """A spike encoder as the configuration describes it."""
-    spikes = cast(dict[str, Any], config.spikes)
-    return SpikeEncoder(
-        width=config.hidden_size,
-        levels=spikes["levels"],
-        alpha=spikes["alpha"],
-        learn_alpha=spikes["learn_alpha"],
-        amplitude=spikes["amplitude"],
-        scale=spikes["scale"],
-        surrogate=SurrogateSpec(**spikes["surrogate"]),
-    )
 
 
 def valid_columns(attention_mask: Tensor | None, columns: int) -> Tensor | None:

@@ -1,0 +1,125 @@
+"""The generalised delta rule in chunks against the plain loop over time: correct first, then timed in the same run.
+
+Forward and backward in float32 at the sizes of a converted SmolLM2-135M layer: 9 reading heads over 3 states of
+64 x 64. Values, final state and every gradient are compared with the float64 loop on a smaller batch; exit code 1 if
+one is wrong. Speed decides nothing.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from asnn_goose.kernels.delta_chunk import delta_rule_chunked
+from asnn_goose.kernels.delta_reference import delta_rule_reference
+
+HEADS, GROUP, WIDTH = 3, 3, 64
+CHECKED_BATCH, CHECKED_TIME = 2, 200
+# float32 over 200 dependent steps; a wrong index or sign is off by 1.
+TOLERANCE = 2e-5
+Rule = Callable[..., tuple[Tensor, Tensor]]
+
+
+def make_inputs(batch: int, steps: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    """The same random inputs each time: ternary keys of length at most 1, decays over the whole range."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    def ternary() -> Tensor:
+        return torch.randint(-1, 2, (batch, steps, HEADS, WIDTH), generator=generator).double()
+
+    key = ternary()
+    key = key * key.square().sum(-1, keepdim=True).clamp_min(1).rsqrt()
+    tensors = [
+        uniform(batch, steps, HEADS, GROUP, WIDTH) - 0.5, key, ternary(), -0.6065 * uniform(batch, steps, HEADS) ** 4,
+        uniform(batch, steps, HEADS), uniform(batch, steps, HEADS), uniform(batch, HEADS, WIDTH, WIDTH) - 0.5,
+    ]  # fmt: skip
+    return [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+
+
+def run(rule: Rule, inputs: list[Tensor]) -> list[Tensor]:
+    """What is read, the final state, and all gradients for fixed incoming gradients."""
+    generator = torch.Generator().manual_seed(1)
+    outputs = rule(*inputs, None)
+    incoming = [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, incoming)]
+
+
+def largest_error(rule: Rule, device: str) -> float:
+    """The largest deviation from the float64 loop, relative to the norm of the same tensor."""
+    expected = run(delta_rule_reference, make_inputs(CHECKED_BATCH, CHECKED_TIME, torch.float64, device))
+    found = run(rule, make_inputs(CHECKED_BATCH, CHECKED_TIME, torch.float32, device))
+    return max(
+        float((value.detach().double() - truth.detach()).norm() / truth.detach().norm())
+        for value, truth in zip(found, expected, strict=True)
+    )
+
+
+def median_ms(rule: Rule, inputs: list[Tensor], repeats: int) -> float:
+    """Median time of one forward and backward after two warm-ups."""
+    outputs = rule(*inputs, None)
+    incoming = [torch.randn_like(output) for output in outputs]
+    times = []
+    for _ in range(repeats + 2):
+        _wait()
+        start = time.perf_counter()
+        torch.autograd.grad(rule(*inputs, None), inputs, incoming)
+        _wait()
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[2:])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> int:
+    """Check, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=2, help="rows")
+    parser.add_argument("--steps", type=int, default=512, help="tokens of a row")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs after two warm-ups")
+    parser.add_argument("--compile", action="store_true", help="also time the chunked form compiled")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rules: dict[str, Rule] = {"loop": delta_rule_reference}
+    for chunk in (16, 32, 64):
+        rules[f"chunks of {chunk}"] = partial(delta_rule_chunked, chunk=chunk)
+        if options.compile:
+            rules[f"chunks of {chunk}, compiled"] = torch.compile(
+                partial(delta_rule_chunked, chunk=chunk), dynamic=False
+            )
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.processor()}, {torch.get_num_threads()} threads"
+    )
+    table = Table(title=f"delta rule, forward + backward, {options.batch} x {options.steps}, float32, {name}")
+    for column in ("form", "median ms", "times faster", "largest relative error"):
+        table.add_column(column, justify="left" if column == "form" else "right")
+    inputs = make_inputs(options.batch, options.steps, torch.float32, device)
+    worst, baseline = 0.0, 0.0
+    for form, rule in rules.items():
+        error = largest_error(rule, device)
+        elapsed = median_ms(rule, inputs, options.repeats)
+        baseline = baseline or elapsed
+        worst = max(worst, error)
+        table.add_row(form, f"{elapsed:.2f}", f"{baseline / elapsed:.1f}", f"{error:.1e}")
+        print(f"{form}: {elapsed:.2f} ms, error {error:.1e}", flush=True)
+    Console().print(table)
+    return 0 if worst <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

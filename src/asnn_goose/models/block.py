@@ -1,0 +1,99 @@
+"""One block of the student, and its parts as the configuration describes them."""
+
+from typing import Any, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asnn_goose.models.cache import RecurrentLayer
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.goose_mixer import GooseMixer, GooseShape
+from asnn_goose.models.mixers import FeedForward, MixerMemory
+from asnn_goose.models.rotary import RotaryPositions
+from asnn_goose.models.wkv_mixer import WkvMixer
+from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.surrogate import SurrogateSpec
+
+
+class GooseBlock(nn.Module):
+    """One block: x + mixer(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: GooseConfig, layer: int) -> None:
+        super().__init__()
+        self.mixer_norm = build_norm(config)
+        self.mixer = build_mixer(config, layer)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = FeedForward(
+            config.hidden_size, cast(int, config.intermediate_size), cast(Any, config.mlp), config.mlp_bias
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        cache: RecurrentLayer | None,
+        valid: Tensor | None,
+        positions: Tensor | None,
+    ) -> tuple[Float[Tensor, "batch time width"], dict[str, Tensor]]:
+        """The block's output and its spikes by site; the layer's cache, if given, is updated."""
+        memory = None
+        if cache is not None and cache.state is not None and cache.shift is not None:
+            memory = MixerMemory(cache.state, cache.shift)
+        mixed = self.mixer(self.mixer_norm(x), memory, valid, positions)
+        if cache is not None:
+            cache.update(mixed.memory.state, mixed.memory.shift)
+        x = x + mixed.residual
+        return x + self.feed_forward(self.feed_forward_norm(x)), mixed.spikes
+
+
+def build_norm(config: GooseConfig) -> nn.Module:
+    """The normalization a configuration names."""
+    norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+    return norm(config.hidden_size, eps=config.norm_eps)
+
+
+def build_mixer(config: GooseConfig, layer: int) -> WkvMixer | GooseMixer:
+    """The mixer of one block, with its spike encoders."""
+    sites = cast(dict[str, Any], config.spikes)["sites"]
+    if config.mixer == "goose":
+        shape = GooseShape(
+            width=config.hidden_size,
+            heads=cast(int, config.num_attention_heads),
+            key_value_heads=cast(int, config.num_key_value_heads),
+            head_width=cast(int, config.head_dim),
+            bias=config.attention_bias,
+            output_bias=config.attention_output_bias,
+            key_norm=config.key_norm,
+            norm_eps=config.norm_eps,
+            convolution=config.convolution,
+            gate_rank=config.gate_rank,
+        )
+        rotary = None
+        if config.positions == "rotary":
+            rotary = RotaryPositions(tuple(cast(list[float], config.rotary_frequencies)), config.rotary_scaling)
+        encoders = {site: build_encoder(config, shape.state_width) for site in sites}
+        return GooseMixer(shape, encoders, rotary, cast(Any, config.scan_backend))
+    encoders = {site: build_encoder(config, config.hidden_size) for site in sites}
+    return WkvMixer(
+        width=config.hidden_size,
+        layer=layer,
+        layers=config.num_hidden_layers,
+        encoders=encoders,
+        decay_init=cast(Any, config.decay_init),
+        mix_init=cast(Any, config.mix_init),
+        recurrence=cast(Any, config.recurrence),
+        backend=cast(Any, config.scan_backend),
+    )
+
+
+def build_encoder(config: GooseConfig, width: int) -> SpikeEncoder:
+    """A spike encoder as the configuration describes it."""
+    spikes = cast(dict[str, Any], config.spikes)
+    return SpikeEncoder(
+        width=width,
+        levels=spikes["levels"],
+        alpha=spikes["alpha"],
+        learn_alpha=spikes["learn_alpha"],
+        amplitude=spikes["amplitude"],
+        scale=spikes["scale"],
+        surrogate=SurrogateSpec(**spikes["surrogate"]),
+    )

@@ -1,0 +1,203 @@
+"""The matrix-state mixer for converted transformers: the generalised delta rule between a teacher's projections."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from asnn_goose.models.delta import DeltaBackend, delta_rule
+from asnn_goose.models.mixers import MixerMemory, MixerOutput, shift_tokens
+from asnn_goose.models.rotary import RotaryPositions
+from asnn_goose.spikes.encoder import SpikeEncoder
+
+LEAST_LOG_DECAY = -math.exp(-0.5)
+"""-0.6065: a step keeps at least 0.545 of the state (RWKV-7, Peng et al. 2025, section 4)."""
+SHORTEST_TIMESCALE, LONGEST_TIMESCALE = 8.0, 1000.0
+STARTING_ERASE, STARTING_WRITE = 0.02, 0.9
+NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class GooseShape:
+    """Sizes of a `GooseMixer`.
+
+    Attributes:
+        width: Channels of the residual stream.
+        heads: Heads that read.
+        key_value_heads: Heads that hold a state; each is read by heads / key_value_heads.
+        head_width: Channels of a head.
+        bias: Whether r, k and v have biases.
+        output_bias: Whether the output projection has one.
+        key_norm: Whether r and k pass an RMS norm a head, as in Qwen3.
+        norm_eps: Constant of that norm.
+        convolution: Taps of the short causal convolution behind the projections; 1 is none.
+        gate_rank: Rank of the output gate's two factors; 0 is no gate.
+    """
+
+    width: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    bias: bool = False
+    output_bias: bool = False
+    key_norm: bool = False
+    norm_eps: float = 1e-6
+    convolution: int = 4
+    gate_rank: int = 32
+
+    @property
+    def read_width(self) -> int:
+        """Channels of r, and of what is read."""
+        return self.heads * self.head_width
+
+    @property
+    def state_width(self) -> int:
+        """Channels of k, and of v."""
+        return self.key_value_heads * self.head_width
+
+
+class GooseMixer(nn.Module):
+    """S_t = S_{t-1} (w_t I - a_t k_t k_t^T) + b_t v_t k_t^T for each key/value head, read by y_t = S_t r_t.
+
+    r, k, v are projections of the input, each passed through a short causal convolution, r and k turned by position
+    where there are rotary positions, k and v then encoded as spikes; k is divided by its length where that exceeds 1,
+    so a silent key stays finite. w, a, b are one number a head that depends on the input. What is read is normalized
+    a head, gated, and projected back.
+
+    Args:
+        shape: Sizes.
+        encoders: Spike encoders of the sites `k` and `v`; a missing site stays dense.
+        rotary: Rotary positions of the teacher, or None.
+        backend: Implementation of the recurrence.
+    """
+
+    def __init__(
+        self,
+        shape: GooseShape,
+        encoders: dict[str, SpikeEncoder],
+        rotary: RotaryPositions | None = None,
+        backend: DeltaBackend = "auto",
+    ) -> None:
+        super().__init__()
+        self.shape, self.backend, self.rotary = shape, backend, rotary
+        self.receptance = nn.Linear(shape.width, shape.read_width, bias=shape.bias)
+        self.key = nn.Linear(shape.width, shape.state_width, bias=shape.bias)
+        self.value = nn.Linear(shape.width, shape.state_width, bias=shape.bias)
+        self.output = nn.Linear(shape.read_width, shape.width, bias=shape.output_bias)
+        channels = shape.read_width + 2 * shape.state_width
+        self.taps = nn.Parameter(torch.empty(shape.convolution, channels))
+        self.rates = nn.Linear(shape.width, 3 * shape.key_value_heads)
+        self.head_norm = nn.Parameter(torch.empty(shape.read_width))
+        self.gate_down = nn.Linear(shape.width, shape.gate_rank, bias=False) if shape.gate_rank else None
+        self.gate_up = nn.Linear(shape.gate_rank, shape.read_width, bias=False) if shape.gate_rank else None
+        self.receptance_norm = nn.RMSNorm(shape.head_width, eps=shape.norm_eps) if shape.key_norm else None
+        self.key_norm = nn.RMSNorm(shape.head_width, eps=shape.norm_eps) if shape.key_norm else None
+        self.encoders = nn.ModuleDict(encoders)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw projections N(0, 1 / width); start the rest so that the layer is linear attention with a slow decay.
+
+        The convolution passes its input on, the gate is 1, and timescales of 8 to 1000 tokens are spread over heads.
+        """
+        for projection in (self.receptance, self.key, self.value, self.output):
+            nn.init.normal_(projection.weight, std=1 / math.sqrt(projection.in_features))
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+        nn.init.zeros_(self.taps)
+        nn.init.ones_(self.taps[0])
+        nn.init.ones_(self.head_norm)
+        nn.init.zeros_(self.rates.weight)
+        self.rates.bias.copy_(self._starting_rates())
+        if self.gate_down is not None and self.gate_up is not None:
+            nn.init.normal_(self.gate_down.weight, std=1 / math.sqrt(self.shape.width))
+            nn.init.zeros_(self.gate_up.weight)
+
+    def _starting_rates(self) -> Tensor:
+        heads = self.shape.key_value_heads
+        ratio = (LONGEST_TIMESCALE / SHORTEST_TIMESCALE) ** (1 / max(heads - 1, 1))
+        shares = [1 / (SHORTEST_TIMESCALE * ratio**head) / -LEAST_LOG_DECAY for head in range(heads)]
+        return torch.tensor([_logit(p) for p in (*shares, *[STARTING_ERASE] * heads, *[STARTING_WRITE] * heads)])
+
+    def initial_memory(self, x: Float[Tensor, "batch time width"]) -> MixerMemory:
+        """The memory before the first token: zeros, the state in float32 or, for float64 input, float64."""
+        shape = self.shape
+        state = x.new_zeros(
+            x.shape[0], shape.key_value_heads, shape.head_width, shape.head_width,
+            dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
+        )  # fmt: skip
+        return MixerMemory(state, x.new_zeros(x.shape[0], shape.convolution - 1, self.taps.shape[1]))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        memory: MixerMemory | None = None,
+        valid: Bool[Tensor, "batch time"] | None = None,
+        positions: Int[Tensor, "batch time"] | None = None,
+    ) -> MixerOutput:
+        """Mix normalized inputs over time; where `valid` is False the memory stays as it was."""
+        shape = self.shape
+        memory = memory or self.initial_memory(x)
+        projected = torch.cat((self.receptance(x), self.key(x), self.value(x)), dim=-1)
+        projected, tail = self._convolve(projected, memory.shift, valid)
+        r, k, v = projected.split((shape.read_width, shape.state_width, shape.state_width), dim=-1)
+        r, k = self._turn(r, k, positions)
+        spikes: dict[str, Tensor] = {}
+        k = self._encode("k", k, spikes)
+        v = self._encode("v", v, spikes)
+        dtype = memory.state.dtype
+        r, k, v = (part.to(dtype).unflatten(-1, (-1, shape.head_width)) for part in (r, k, v))
+        k = k * k.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
+        log_decay, erase, write = self._rates(x, dtype)
+        grouped = r.unflatten(2, (shape.key_value_heads, -1))
+        read, state = delta_rule(grouped, k, v, log_decay, erase, write, memory.state, valid, self.backend)
+        residual: Tensor = self.output(self._gated(read.flatten(2, 3), x))
+        return MixerOutput(residual, MixerMemory(state, tail), spikes)
+
+    def _convolve(self, x: Tensor, tail: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Each channel's weighted sum of its last valid values, and the tail that the next call needs."""
+        mixed, earlier, tails = self.taps[0] * x, x, []
+        for place in range(1, len(self.taps)):
+            earlier, last = shift_tokens(earlier, tail[:, place - 1], valid)
+            tails.append(last)
+            mixed = mixed + self.taps[place] * earlier
+        return mixed, torch.stack(tails, dim=1) if tails else tail
+
+    def _turn(self, r: Tensor, k: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.rotary is None and self.key_norm is None:
+            return r, k
+        r, k = (part.unflatten(-1, (-1, self.shape.head_width)) for part in (r, k))
+        if self.receptance_norm is not None and self.key_norm is not None:
+            r, k = self.receptance_norm(r), self.key_norm(k)
+        if self.rotary is not None:
+            if positions is None:
+                positions = torch.arange(r.shape[1], device=r.device).expand(r.shape[:2])
+            r, k = self.rotary(r, positions), self.rotary(k, positions)
+        return r.flatten(2), k.flatten(2)
+
+    def _encode(self, site: str, x: Tensor, spikes: dict[str, Tensor]) -> Tensor:
+        if site not in self.encoders:
+            return x
+        encoded = self.encoders[site](x)
+        spikes[site] = encoded.values
+        dense: Tensor = encoded.dense()
+        return dense
+
+    def _rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Log w, a and b, [batch time key_value_heads] each."""
+        decay, erase, write = torch.sigmoid(self.rates(x).to(dtype)).chunk(3, dim=-1)
+        return LEAST_LOG_DECAY * decay, erase, write
+
+    def _gated(self, read: Float[Tensor, "batch time heads head"], x: Tensor) -> Tensor:
+        normed = read * torch.rsqrt(read.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
+        mixed = normed.flatten(2).to(x.dtype) * self.head_norm
+        if self.gate_down is not None and self.gate_up is not None:
+            mixed = mixed * 2 * torch.sigmoid(self.gate_up(self.gate_down(x)))
+        return mixed
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+
+from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, build_norm
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.goose_mixer import GooseMixer
+from asnn_goose.models.wkv_mixer import WkvMixer
+
+GOOSE = {"mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+
+
+def config(**choices):
+    return GooseConfig(vocab_size=11, hidden_size=12, num_hidden_layers=2, max_position_embeddings=8, **choices)
+
+
+@pytest.mark.parametrize(("choices", "kind"), [({}, WkvMixer), (GOOSE, GooseMixer)])
+def test_the_configuration_names_the_mixer(choices, kind):
+    assert type(build_mixer(config(**choices), 0)) is kind
+
+
+def test_encoders_of_a_goose_mixer_have_the_width_of_its_state():
+    mixer = build_mixer(config(**GOOSE, spikes={"sites": ["v"], "amplitude": "channel"}), 0)
+    assert list(mixer.encoders) == ["v"]
+    assert mixer.encoders["v"].amplitude.shape == (8,)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("layernorm", nn.LayerNorm), ("rmsnorm", nn.RMSNorm)])
+def test_norms_are_of_the_configured_kind(norm, kind):
+    made = build_norm(config(norm=norm, norm_eps=1e-3))
+    assert (type(made), made.eps, made.weight.shape) == (kind, 1e-3, (12,))
+
+
+def test_encoder_options_reach_the_encoder():
+    encoder = build_encoder(config(spikes={"levels": 2, "alpha": 0.5, "amplitude": "none", "scale": "token"}), 12)
+    assert (encoder.levels, encoder.alpha, encoder.amplitude, encoder.scale) == (2, 0.5, None, "token")
+
+
+def test_a_block_adds_its_parts_to_the_stream():
+    torch.manual_seed(0)
+    block = GooseBlock(config(), 0).double()
+    x = torch.randn(1, 3, 12, dtype=torch.float64)
+    y = x + block.mixer(block.mixer_norm(x)).residual
+    found, spikes = block(x, None, None, None)
+    torch.testing.assert_close(found, y + block.feed_forward(block.feed_forward_norm(y)), rtol=0, atol=1e-12)
+    assert set(spikes) == {"k", "v"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_attention_heads": 3}, "multiple of"),
+        ({"head_dim": None}, "head_dim"),
+        ({"positions": "rotary"}, "2 rotary"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        config(**{**GOOSE, **changes})

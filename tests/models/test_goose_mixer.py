@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from asnn_goose.models.goose_mixer import GooseMixer, GooseShape
+from asnn_goose.models.rotary import RotaryPositions
+from asnn_goose.spikes.encoder import SpikeEncoder
+
+WIDTH = 16
+SHAPE = GooseShape(WIDTH, heads=4, key_value_heads=2, head_width=6, gate_rank=3)
+
+
+def mixer(shape=SHAPE, spiking=True, **choices):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoders = {site: SpikeEncoder(shape.state_width, amplitude="none", scale="token") for site in "kv"}
+        return GooseMixer(shape, encoders if spiking else {}, **choices).double()
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_it_starts_as_decaying_linear_attention_over_its_projections():
+    """Convolution and gate do nothing yet, and hardly anything is erased."""
+    fresh, x = mixer(spiking=False), noise(1, 9, WIDTH)
+    with torch.no_grad():
+        fresh.rates.bias[2:4] = -40.0
+    r, k, v = (
+        projection(x).unflatten(-1, (-1, 6)) for projection in (fresh.receptance, fresh.key, fresh.value)
+    )  # fmt: skip
+    k = k / k.norm(dim=-1, keepdim=True).clamp_min(1)
+    rate = torch.sigmoid(fresh.rates.bias[:2])
+    log_decay, write = -0.6065306597126334 * rate, torch.sigmoid(fresh.rates.bias[4:])
+    distance = torch.arange(9).unsqueeze(1) - torch.arange(9)
+    weight = (distance.unsqueeze(-1) * log_decay).exp().masked_fill((distance < 0).unsqueeze(-1), 0)
+    grouped = r.unflatten(2, (2, 2))
+    read = torch.einsum("bthgk,bshk,tsh,h,bshv->bthgv", grouped, k, weight, write, v).flatten(2, 3)
+    normed = read * (read.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    torch.testing.assert_close(fresh(x).residual, fresh.output(normed.flatten(2)), rtol=0, atol=1e-10)
+
+
+def test_timescales_are_spread_over_the_heads():
+    shape = GooseShape(WIDTH, heads=3, key_value_heads=3, head_width=4)
+    bias = mixer(shape, spiking=False).rates.bias[:3]
+    timescales = 1 / (0.6065306597126334 * torch.sigmoid(bias))
+    assert timescales.tolist() == pytest.approx([8.0, (8.0 * 1000.0) ** 0.5, 1000.0], rel=1e-3)
+
+
+def test_keys_and_values_are_read_as_spikes():
+    spikes = mixer()(noise(2, 7, WIDTH)).spikes
+    assert set(spikes) == {"k", "v"}
+    assert all(set(values.unique().tolist()) <= {-1.0, 0.0, 1.0} for values in spikes.values())
+    assert spikes["k"].shape == (2, 7, SHAPE.state_width)
+
+
+def test_silent_tokens_stay_finite_forward_and_backward():
+    x = torch.zeros(2, 5, WIDTH, dtype=torch.float64, requires_grad=True)
+    spiking = mixer()
+    spiking(x).residual.sum().backward()
+    gradients = [x.grad, *(parameter.grad for parameter in spiking.parameters() if parameter.grad is not None)]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_padding_leaves_state_and_convolution_untouched():
+    spiking, x = mixer(), noise(1, 9, WIDTH)
+    with torch.no_grad():
+        spiking.taps.copy_(noise(*spiking.taps.shape, seed=1))
+    gaps = torch.tensor([[False, True, False, True, True, False, True, True, False]])
+    padded, alone = spiking(x, valid=gaps), spiking(x[gaps].unsqueeze(0))
+    torch.testing.assert_close(padded.residual[gaps], alone.residual[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(padded.memory.state, alone.memory.state, rtol=0, atol=1e-12)
+    torch.testing.assert_close(padded.memory.shift, alone.memory.shift, rtol=0, atol=1e-12)
+
+
+def test_the_convolution_is_causal_and_channel_by_channel():
+    fresh = mixer()
+    taps, x = noise(*fresh.taps.shape, seed=2), noise(1, 8, fresh.taps.shape[1], seed=3)
+    with torch.no_grad():
+        fresh.taps.copy_(taps)
+    mixed, tail = fresh._convolve(x, torch.zeros(1, 3, x.shape[2]).double(), None)
+    padded = torch.cat((torch.zeros(1, 3, x.shape[2]).double(), x), dim=1)
+    expected = sum(taps[place] * padded[:, 3 - place : 11 - place] for place in range(4))
+    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-12)
+    assert torch.equal(tail, x[:, -3:].flip(1))
+
+
+def test_rotary_positions_turn_receptance_and_key():
+    rotary, x = RotaryPositions((1.0, 0.3, 0.1)), noise(1, 6, WIDTH)
+    turning = mixer(rotary=rotary)
+    first = turning(x, positions=torch.arange(6).unsqueeze(0)).residual
+    assert torch.equal(first, turning(x).residual)
+    assert not torch.allclose(first, turning(x, positions=torch.arange(6).unsqueeze(0) * 2).residual)
+    assert not torch.allclose(first, mixer()(x).residual)
+
+
+def test_memory_is_constant_in_the_number_of_tokens():
+    spiking = mixer()
+    short, long = (spiking(noise(1, time, WIDTH)).memory for time in (3, 200))
+    assert short.state.shape == long.state.shape == (1, 2, 6, 6)
+    assert short.shift.shape == long.shift.shape == (1, 3, 48)
