@@ -33,6 +33,7 @@ test-gpu: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/kd_loss.py
+	$(BIN)/python benchmarks/delta.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

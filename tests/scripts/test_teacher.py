@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from asnn_goose.data.pocket import POCKET_TEACHER, pocket_documents
 from pocket.judge import judge_teacher, trigram_losses_nats
 from pocket.teacher import (
     TeacherShape,
@@ -102,3 +103,11 @@ def test_the_judge_compares_the_same_tokens(trained, tokenizer):
     assert judgment.teacher_perplexity == pytest.approx(math.exp(losses_nats(model, rows)[:, 1:].mean()), rel=1e-4)
     assert not judgment.passes
     assert judgment.samples == judge_teacher(model, tokenizer, {}, corpus, rows, seed=0).samples
+
+
+def test_the_shipped_text_gives_the_shipped_tokenizer_to_the_byte(tmp_path):
+    made = train_tokenizer(pocket_documents("train"), 4096)
+    made.model_max_length = 512
+    made.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (POCKET_TEACHER / name).read_bytes()

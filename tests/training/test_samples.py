@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,3 +52,12 @@ def test_a_student_without_room_for_more_tokens_gives_no_samples(finished_run, t
     student = AutoModelForCausalLM.from_pretrained(finished_run.folder.model)
     student.config.max_position_embeddings = PROMPT_TOKENS
     assert sample_side_by_side(teacher, student, [torch.arange(PROMPT_TOKENS)], 0) == ()
+
+
+def test_a_teacher_that_states_no_limit_of_positions_is_continued_too(finished_run, teacher):
+    from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+
+    student = AutoModelForCausalLM.from_pretrained(finished_run.folder.model)
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=4096, hidden_size=8, n_layer=1, n_head=2)).eval()
+    without_limit = replace(teacher, model=bloom, body=bloom.base_model)
+    assert len(sample_side_by_side(without_limit, student, [torch.arange(PROMPT_TOKENS)], 0)) == 1

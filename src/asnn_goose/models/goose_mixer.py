@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from asnn_goose.models.delta import DeltaBackend, delta_rule
-from asnn_goose.models.mixers import MixerMemory, MixerOutput, shift_tokens
+from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site, shift_tokens
 from asnn_goose.models.rotary import RotaryPositions
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -146,8 +146,8 @@ class GooseMixer(nn.Module):
         r, k, v = projected.split((shape.read_width, shape.state_width, shape.state_width), dim=-1)
         r, k = self._turn(r, k, positions)
         spikes: dict[str, Tensor] = {}
-        k = self._encode("k", k, spikes)
-        v = self._encode("v", v, spikes)
+        k = encode_site(self.encoders, "k", k, spikes)
+        v = encode_site(self.encoders, "v", v, spikes)
         dtype = memory.state.dtype
         r, k, v = (part.to(dtype).unflatten(-1, (-1, shape.head_width)) for part in (r, k, v))
         k = k * k.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
@@ -177,14 +177,6 @@ class GooseMixer(nn.Module):
                 positions = torch.arange(r.shape[1], device=r.device).expand(r.shape[:2])
             r, k = self.rotary(r, positions), self.rotary(k, positions)
         return r.flatten(2), k.flatten(2)
-
-    def _encode(self, site: str, x: Tensor, spikes: dict[str, Tensor]) -> Tensor:
-        if site not in self.encoders:
-            return x
-        encoded = self.encoders[site](x)
-        spikes[site] = encoded.values
-        dense: Tensor = encoded.dense()
-        return dense
 
     def _rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Log w, a and b, [batch time key_value_heads] each."""

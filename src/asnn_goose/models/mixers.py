@@ -32,6 +32,18 @@ class MixerOutput:
     spikes: dict[str, Tensor]
 
 
+def encode_site(
+    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "batch time width"], spikes: dict[str, Tensor]
+) -> Float[Tensor, "batch time width"]:
+    """What the site's spikes stand for, the integers themselves put into `spikes`; `x` where nothing encodes it."""
+    if site not in encoders:
+        return x
+    encoded = encoders[site](x)
+    spikes[site] = encoded.values
+    dense: Tensor = encoded.dense()
+    return dense
+
+
 def shift_tokens(
     x: Float[Tensor, "batch time width"],
     before: Float[Tensor, "batch width"],

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from asnn_goose.kernels.reference import recorded_scan
-from asnn_goose.models.mixers import MixerMemory, MixerOutput, shift_tokens
+from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site, shift_tokens
 from asnn_goose.models.recurrence import ScanBackend, linear_scan
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -106,19 +106,11 @@ class WkvMixer(nn.Module):
         value = self.value(torch.lerp(previous, x, self.mix_value))
         receptance = torch.sigmoid(self.receptance(torch.lerp(previous, x, self.mix_receptance)))
         spikes: dict[str, Tensor] = {}
-        key = self._encode("k", key, spikes)
-        value = self._encode("v", value, spikes)
+        key = encode_site(self.encoders, "k", key, spikes)
+        value = encode_site(self.encoders, "v", value, spikes)
         states, final_state = self._scan(key, value, memory.state, valid)
         residual: Tensor = receptance * self.output(states.to(x.dtype))
         return MixerOutput(residual, MixerMemory(final_state, shift), spikes)
-
-    def _encode(self, site: str, x: Tensor, spikes: dict[str, Tensor]) -> Tensor:
-        if site not in self.encoders:
-            return x
-        encoded = self.encoders[site](x)
-        spikes[site] = encoded.values
-        dense: Tensor = encoded.dense()
-        return dense
 
     def _scan(self, key: Tensor, value: Tensor, state: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         decay = torch.sigmoid(self.decay_logit.to(state.dtype))

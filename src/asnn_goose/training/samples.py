@@ -40,11 +40,12 @@ def sample_side_by_side(
     teacher: Teacher, student: GooseForCausalLM, beginnings: Sequence[Int[Tensor, " prompt"]], seed: int
 ) -> tuple[Sample, ...]:
     """Both models' continuations of each beginning, drawn with the same seed; none if the positions leave no room."""
-    limits = [model.config.max_position_embeddings for model in (teacher.model, student)]
-    room = min(limits) - PROMPT_TOKENS
+    # A model without learned or rotary positions, such as Bloom, states no limit.
+    limits = [getattr(model.config, "max_position_embeddings", None) for model in (teacher.model, student)]
+    room = min(limit for limit in (*limits, PROMPT_TOKENS + NEW_TOKENS) if limit) - PROMPT_TOKENS
     if room < 1:
         return ()
-    options = SamplingOptions(max_new_tokens=min(NEW_TOKENS, room), seed=seed)
+    options = SamplingOptions(max_new_tokens=room, seed=seed)
     pairs = continue_side_by_side(teacher.model, student.eval(), teacher.tokenizer, beginnings, options)
     return tuple(Sample(prompt=pair.prompt, teacher=pair.teacher, student=pair.student) for pair in pairs)
 
