@@ -100,6 +100,10 @@ def main() -> int:
             rules[f"chunks of {chunk}, compiled"] = torch.compile(
                 partial(delta_rule_chunked, chunk=chunk), dynamic=False
             )
+    if device == "cuda":
+        from asnn_goose.kernels.delta_triton import delta_rule_triton
+
+        rules["triton"] = delta_rule_triton
     name = (
         torch.cuda.get_device_name()
         if device == "cuda"

@@ -25,6 +25,7 @@ LAYERS = [
     {"environment", "run_dir", "presets"},
     {"overrides", "recipe_errors", "results", "recorded", "measurements"},
     {"config"},
+    {"config_student", "config_training"},
     {"config_text"},
     {"errors"},
 ]

@@ -5,8 +5,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from asnn_goose.config import Recipe, TrainingBySteps, TrainingByTokens
+from asnn_goose.config import Recipe
 from asnn_goose.config_text import HubText, LocalText, PydocText
+from asnn_goose.config_training import TrainingBySteps, TrainingByTokens
 
 SMALLEST = {"data": {"name": "pydoc"}, "training": {"steps": 10}}
 LIGHT_MODULES = ("config", "presets", "overrides", "recipe_errors", "run_dir", "environment", "results", "report.page")

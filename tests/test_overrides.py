@@ -2,8 +2,10 @@ from itertools import permutations
 
 import pytest
 
+from asnn_goose.config_text import PydocText, TeacherSamples
 from asnn_goose.errors import ConfigError
-from asnn_goose.overrides import merge_overrides
+from asnn_goose.overrides import EXCLUSIVE, merge_overrides
+from asnn_goose.presets import load_recipe
 
 RECIPE = {
     "data": {
@@ -63,6 +65,42 @@ def test_a_new_source_keeps_only_what_is_done_with_text(key):
     assert merged["data"] == {"rows": {"kind": "packed"}, "held_out_fraction": 0.1, key: "other", "text_field": "body"}
 
 
+SAMPLES = {"data": {"source": "teacher_samples", "tokens": 99, "prompts": {"name": "wikitext", "subset": "raw"}}}
+
+
+def test_another_kind_of_source_drops_all_of_the_old_one():
+    assert merge_overrides(RECIPE, {"data.source": "mixture", "data.parts": []})["data"] == {
+        "source": "mixture",
+        "parts": [],
+    }
+    assert merge_overrides(SAMPLES, {"data.name": "pydoc"})["data"] == {"name": "pydoc"}
+
+
+def test_new_prompts_drop_the_old_ones_only():
+    merged = merge_overrides(SAMPLES, {"data.prompts.path": "x"})["data"]
+    assert merged == {"source": "teacher_samples", "tokens": 99, "prompts": {"path": "x"}}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.source=teacher_samples", "data.prompts.name=pydoc", "data.length=64"],
+        ["data.prompts={name: pydoc}", "data.source=teacher_samples", "data.length=64"],
+        ["data={source: teacher_samples, prompts: {name: pydoc}, length: 64}"],
+    ],
+)
+def test_a_shipped_recipe_takes_text_of_its_teacher(overrides):
+    expected = TeacherSamples(prompts=PydocText(), length=64)
+    assert load_recipe("quickstart", overrides).data == expected
+
+
+def test_a_shipped_recipe_takes_a_mixture():
+    parts = "[{weight: 1, text: {name: pocket}}, {weight: 3, text: {source: teacher_samples, prompts: {path: x}}}]"
+    data = load_recipe("quickstart", ["data.source=mixture", f"data.parts={parts}", "data.held_out_from=1"]).data
+    kinds = [type(part.text).__name__ for part in data.parts]
+    assert (kinds, data.held_out_from) == (["PocketText", "TeacherSamples"], 1)
+
+
 def test_a_new_budget_drops_the_old_one_only():
     training = merge_overrides(RECIPE, {"training.tokens": 5})["training"]
     assert training == {"tokens": 5, "batch_size": 4, "early_stopping": {"patience_steps": 5}}
@@ -84,7 +122,7 @@ def test_a_key_inside_a_given_mapping_wins_in_any_order():
         assert merge_overrides(RECIPE, dict(order))["spikes"]["threshold"] == {"kind": "fixed", "alpha": 5.0}
 
 
-@pytest.mark.parametrize("pair", [("training.steps", "training.tokens"), ("data.name", "data.path")])
+@pytest.mark.parametrize("pair", EXCLUSIVE)
 def test_overrides_that_exclude_each_other_are_refused(pair):
     with pytest.raises(ConfigError, match="exclude each other"):
         merge_overrides(RECIPE, dict.fromkeys(pair, 1))

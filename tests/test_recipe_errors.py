@@ -1,11 +1,16 @@
 import pytest
 
-from asnn_goose.config import Recipe, TrainingBySteps
+from asnn_goose.config import Recipe
 from asnn_goose.config_text import LocalText, PydocText
+from asnn_goose.config_training import TrainingBySteps
 from asnn_goose.errors import ConfigError
 from asnn_goose.presets import load_recipe
 from asnn_goose.recipe_errors import locate, recipe_paths, section_choices, show
 
+DATA_WAYS = (
+    "data needs `name` (a hub data set, `pydoc` or `pocket`), `path` (a file or folder) or `source` (`mixture` or "
+    "`teacher_samples`)"
+)
 REFUSALS = {
     "training.tokens=1M": 'training.tokens: expected a whole number such as 1000000, got "1M"',
     "training.steps=0": "training.steps: expected a value greater than or equal to 1, got 0",
@@ -24,7 +29,7 @@ REFUSALS = {
     "student.mixer=wkx": 'student.mixer: expected one of wkv, goose, got "wkx"',
     "spikes.level=2": "spikes.level: unknown key; did you mean spikes.levels?",
     "training.lr=1": "training.lr: unknown key; did you mean training.learning_rate?",
-    "batch_size=4": "batch_size: unknown key; did you mean training.batch_size?",
+    "batch_size=4": "batch_size: unknown key; did you mean training.batch_size or stages.batch_size?",
     "trainig.steps=3": "trainig: unknown key; did you mean training?",
     "teacher.x=1": "teacher.x: unknown key; teacher takes name, dtype, compile, sha256",
     "data.subset=x": (
@@ -33,7 +38,22 @@ REFUSALS = {
     "data.rows.max_line_tokens=5": "data.rows.max_line_tokens does not apply to the chosen data.rows, which takes kind",
     "student.max_positions=9": "windows of 256 tokens need student.max_positions >= 256, got 9",
     "training=3": "training needs exactly one budget, `steps` or `tokens`",
-    "data={}": "data needs `name` (a hub data set, `pydoc` or `pocket`) or `path` (a file or folder)",
+    "data={}": DATA_WAYS,
+    "data.source=mixtures": DATA_WAYS,
+    "data={source: mixture, parts: [{weight: 0, text: {name: pydoc}}]}": (
+        "data.parts[0].weight: expected a value greater than 0, got 0"
+    ),
+    "data={source: mixture, parts: []}": (
+        "data.parts is empty; a mixture needs at least one part, with `weight` and `text`"
+    ),
+    "data={source: mixture, parts: [{weight: 1, text: {source: mixture}}]}": (
+        "the text of a mixture's part needs `name` (a hub data set, `pydoc` or `pocket`), `path` (a file or folder) or "
+        "`source` (`teacher_samples`); parts of a mixture inside a mixture go into the outer one, with their weights"
+    ),
+    "data={source: mixture, parts: [{weight: 1, text: {path: a, fields: b}}]}": (
+        "data.parts[0].text.fields: unknown key; did you mean data.parts[0].text.text_field?"
+    ),
+    "data.source=teacher_samples": "data.prompts is missing and has no default",
 }
 
 
@@ -74,7 +94,9 @@ def test_union_tags_do_not_appear_in_paths(location, path, section):
 def test_choices_go_by_the_tags_that_recipes_use():
     fields = Recipe.model_fields
     assert list(section_choices(fields["training"].annotation)) == ["steps", "tokens"]
-    assert list(section_choices(fields["data"].annotation)) == ["name", "path", "pydoc", "pocket"]
+    assert list(section_choices(fields["data"].annotation)) == [
+        "name", "path", "pydoc", "pocket", "mixture", "teacher_samples",
+    ]  # fmt: skip
     assert list(section_choices(fields["evaluation"].annotation)) == ["standard", "recorded"]
     assert section_choices(fields["description"].annotation) == {}
 

@@ -5,6 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+BLOCK_ROWS = 1_000
+"""Rows over which a mixture keeps its shares exactly."""
+
+NAME_WAY, PATH_WAY = "`name` (a hub data set, `pydoc` or `pocket`)", "`path` (a file or folder)"
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, strict, and closed to unknown keys."""
@@ -96,8 +101,10 @@ def stated_fields(value: Any) -> dict[str, Any]:
 
 
 def data_tag(value: Any) -> str | None:
-    """Which data union member a mapping or model describes: by `path`, by the built-in name, else the hub."""
+    """Which data union member a mapping or model describes: by `source`, `path`, the built-in name, else the hub."""
     fields = stated_fields(value)
+    if "source" in fields:
+        return fields["source"] if isinstance(fields["source"], str) else None
     if "path" in fields:
         return "path"
     if "name" in fields:
@@ -105,15 +112,112 @@ def data_tag(value: Any) -> str | None:
     return None
 
 
-Data = Annotated[
+_PlainMembers = (
     Annotated[HubText, Tag("name")]
     | Annotated[LocalText, Tag("path")]
     | Annotated[PydocText, Tag("pydoc")]
-    | Annotated[PocketText, Tag("pocket")],
+    | Annotated[PocketText, Tag("pocket")]
+)
+
+PlainData = Annotated[
+    _PlainMembers,
     Discriminator(
         data_tag,
         custom_error_type="data_source",
-        custom_error_message="data needs `name` (a hub data set, `pydoc` or `pocket`) or `path` (a file or folder)",
+        custom_error_message=f"prompts of teacher_samples need {NAME_WAY} or {PATH_WAY}",
+    ),
+]
+"""Text that somebody wrote, as documents."""
+
+
+class TeacherSamples(Section):
+    """Text that the teacher itself writes, generated once into the cache.
+
+    A row starts with the first tokens of a row of another text, and the teacher goes on from there. Each token is
+    drawn from the `candidates` likeliest, cut to `top_p`: with top_p=1 this is the teacher's own distribution but
+    for what lies behind those candidates.
+    """
+
+    source: Literal["teacher_samples"] = "teacher_samples"
+    prompts: PlainData
+    """Text whose training documents give the prompts, and whose held-out documents are evaluated on."""
+    tokens: int = Field(default=4_000_000, ge=4)
+    """Tokens of the whole text, prompts included."""
+    length: int = Field(default=256, ge=2)
+    """Tokens of a prompt and its continuation together; the training window, best."""
+    prompt_tokens: int = Field(default=8, ge=1)
+    """Tokens of a prompt."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Divides the teacher's logits."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """A token is drawn from the smallest set of likeliest tokens with at least this probability."""
+    candidates: int = Field(default=512, ge=1)
+    """Likeliest tokens that can be drawn at all."""
+    rows_per_batch: int | None = Field(default=None, ge=1)
+    """Texts that are written at a time; null is 1024 on a GPU and 32 on a CPU. Another number gives other texts."""
+
+    @model_validator(mode="after")
+    def _prompts_leave_room(self) -> "TeacherSamples":
+        if self.prompt_tokens >= self.length:
+            raise ValueError(
+                f"prompt_tokens of teacher_samples must be less than their length, got {self.prompt_tokens} of "
+                f"{self.length}"
+            )
+        return self
+
+
+PartText = Annotated[
+    _PlainMembers | Annotated[TeacherSamples, Tag("teacher_samples")],
+    Discriminator(
+        data_tag,
+        custom_error_type="data_source",
+        custom_error_message=f"the text of a mixture's part needs {NAME_WAY}, {PATH_WAY} or "
+        "`source` (`teacher_samples`); parts of a mixture inside a mixture go into the outer one, with their weights",
+    ),
+]
+
+
+class MixturePart(Section):
+    """One text of a mixture."""
+
+    weight: float = Field(gt=0.0)
+    """Share of the rows, relative to the other parts' weights."""
+    text: PartText
+    """Any source but a mixture."""
+
+
+class MixedText(Section):
+    """Several texts, each tokenized and cut into rows on its own, whose rows come by weight."""
+
+    source: Literal["mixture"] = "mixture"
+    parts: tuple[MixturePart, ...] = Field(strict=False)
+    """The texts with their weights."""
+    held_out_from: int = Field(default=0, ge=0)
+    """Part whose held-out text is evaluated on, counted from 0."""
+
+    @model_validator(mode="after")
+    def _parts_have_a_share(self) -> "MixedText":
+        if not self.parts:
+            raise ValueError("data.parts is empty; a mixture needs at least one part, with `weight` and `text`")
+        if self.held_out_from >= len(self.parts):
+            raise ValueError(
+                f"data.held_out_from={self.held_out_from} is no part of the mixture; give 0 to {len(self.parts) - 1}"
+            )
+        total = sum(part.weight for part in self.parts)
+        least = min(part.weight for part in self.parts)
+        if least < total / BLOCK_ROWS:
+            raise ValueError(
+                f"data.parts has a weight of {least:g} of {total:g}; give each part at least 1/{BLOCK_ROWS} of the sum"
+            )
+        return self
+
+
+Data = Annotated[
+    _PlainMembers | Annotated[MixedText, Tag("mixture")] | Annotated[TeacherSamples, Tag("teacher_samples")],
+    Discriminator(
+        data_tag,
+        custom_error_type="data_source",
+        custom_error_message=f"data needs {NAME_WAY}, {PATH_WAY} or `source` (`mixture` or `teacher_samples`)",
     ),
 ]
 

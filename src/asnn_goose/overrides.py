@@ -9,20 +9,26 @@ from asnn_goose.config_text import Section
 from asnn_goose.errors import ConfigError
 from asnn_goose.recipe_errors import section_choices, show
 
-EXCLUSIVE = (("data.name", "data.path"), ("training.steps", "training.tokens"))
+EXCLUSIVE = (
+    ("data.name", "data.path"),
+    ("data.name", "data.source"),
+    ("data.path", "data.source"),
+    ("data.prompts.name", "data.prompts.path"),
+    ("training.steps", "training.tokens"),
+)
 """Pairs of keys of which a recipe has one."""
 
 KEPT_WITH_NEW_SOURCE = ("rows", "held_out_fraction")
-"""Keys of `data` that say what is done with text, not where it comes from."""
+"""Keys of a plain text that say what is done with it, not where it comes from."""
 
 
 def merge_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a recipe's mapping with the overrides, dotted path to value, laid over it.
 
     The order of the overrides has no meaning: choices are replaced first, then shorter paths are set
-    before the longer ones that lie inside them. `kind` empties its section; `data.name` and `data.path`
-    keep only `KEPT_WITH_NEW_SOURCE`; `student.mixer`, `training.steps` and `training.tokens` drop the
-    fields that the new choice does not have.
+    before the longer ones that lie inside them. `kind` and `data.source` empty their section; `name` and
+    `path` of `data` and of `data.prompts` keep only `KEPT_WITH_NEW_SOURCE`; `student.mixer`,
+    `training.steps` and `training.tokens` drop the fields that the new choice does not have.
 
     Raises:
         ConfigError: Two overrides exclude each other, or a path leads through a plain value.
@@ -45,14 +51,14 @@ def _drop_old_choice(merged: dict[str, Any], path: str, value: Any) -> None:
         section = section.get(parent) if isinstance(section, dict) else None
     if not isinstance(section, dict):
         return
-    if path in ("data.name", "data.path"):
+    if path in ("data.name", "data.path", "data.prompts.name", "data.prompts.path"):
         _keep_only(section, KEPT_WITH_NEW_SOURCE)
     elif path in ("training.steps", "training.tokens"):
         _keep_only(section, _choices_of("training")[key].model_fields)
     elif path == "student.mixer":
         choice = _choices_of("student").get(str(value))
         _keep_only(section, section if choice is None else choice.model_fields)
-    elif key == "kind":
+    elif key == "kind" or path == "data.source":
         section.clear()
 
 

@@ -126,8 +126,23 @@ class Stage(Record):
     """The stage's name in the recipe."""
     perplexity: Measured = None
     """Of the student after the stage."""
+    ratio_to_teacher: Measured = None
+    """That perplexity over the teacher's."""
+    steps: Count | None = None
+    """Optimizer steps the stage took."""
     tokens: Count | None = None
     """Tokens the stage trained on."""
+    stop_reason: Literal["budget", "early_stopping", "exit"] | None = None
+    """Why it ended."""
+
+
+class Controls(Record):
+    """Perplexities that nothing was trained for, on the same windows: what the training itself is worth."""
+
+    random_weights: Measured = None
+    """The student's shape with random weights."""
+    untrained_conversion: Measured = None
+    """The student as the teacher's weights were copied, before anything was fitted or trained."""
 
 
 class Check(Record):
@@ -210,8 +225,8 @@ class Results(Record):
     """Seed of the weights and the order of the data."""
     platform: str
     """`kaggle`, `colab` or `local`."""
-    stop_reason: Literal["budget", "early_stopping"]
-    """Why the run ended: its budget was used, or early stopping ended it."""
+    stop_reason: Literal["budget", "early_stopping", "exit"]
+    """Why the last stage ended: its budget was used, early stopping ended it, or it had reached its goal."""
     protocol: Protocol
     teacher: ModelResult
     student: ModelResult
@@ -226,7 +241,8 @@ class Results(Record):
     hardware: Hardware = Hardware()
     counters: Counters = Counters()
     stages: tuple[Stage, ...] = Field(default=(), strict=False)
-    """In the order of the recipe; empty for a recipe without stages."""
+    """In the order of the recipe; a recipe without stages has one."""
+    controls: Controls = Controls()
     checks: tuple[Check, ...] = Field(default=(), strict=False)
     curves: Curves = Curves()
     ttt: None = None

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from asnn_goose.data.batches import BatchPlan, epoch_permutation
+from asnn_goose.data.mixture import MixedRows
 from asnn_goose.data.tokens import TokenRows
 
 ROWS = 13
@@ -73,3 +74,49 @@ def test_batch_larger_than_an_epoch_goes_on_into_the_next(rows: TokenRows) -> No
 def test_plan_that_cannot_be_is_refused(rows: TokenRows, changed: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"must (be|hold)"):
         BatchPlan(**{"rows": rows, "batch_size": 1, "seed": 0, "processes": 2, "rank": 0, **changed})
+
+
+@pytest.fixture
+def mixture(rows: TokenRows) -> MixedRows:
+    """Rows of 0 to 12, of 100 to 106 and of 200 to 299."""
+    other, large = (
+        TokenRows(tokens=np.repeat(np.arange(first, last, dtype=np.uint16), 4), window=4, stride=4)
+        for first, last in ((100, 107), (200, 300))
+    )
+    return MixedRows((rows, other, large), (0.5, 0.3, 0.2))
+
+
+@pytest.mark.parametrize("rows_seen", [0, 993, 3 * 10**9])
+def test_a_mixture_resumed_anywhere_gives_the_rows_of_a_run_that_never_stopped(
+    mixture: MixedRows, rows_seen: int
+) -> None:
+    whole = rows_taken(BatchPlan(mixture, batch_size=7, seed=1), 4, rows_seen)
+    parts = [rows_taken(BatchPlan(mixture, batch_size=1, seed=1), 1, rows_seen + place)[0] for place in range(28)]
+    assert parts == whole
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 6), (3, 4)])
+def test_processes_together_give_the_rows_of_a_mixture_that_one_gives(
+    mixture: MixedRows, processes: int, batch_size: int
+) -> None:
+    alone = BatchPlan(mixture, batch_size=12, seed=1)
+    shared = [BatchPlan(mixture, batch_size, 1, processes, rank) for rank in range(processes)]
+    for rows_seen in (0, 995, 7):
+        assert torch.equal(torch.cat([plan.batch(rows_seen) for plan in shared]), alone.batch(rows_seen))
+
+
+def test_an_epoch_of_a_part_visits_each_of_its_rows_once(mixture: MixedRows) -> None:
+    taken = rows_taken(BatchPlan(mixture, batch_size=10, seed=3), 100)
+    for part, first in zip(mixture.parts, (0, 100, 200), strict=True):
+        own = [row for row in taken if first <= row < first + 100]
+        epochs = [own[start : start + len(part)] for start in range(0, len(own) - len(part) + 1, len(part))]
+        assert len(epochs) >= 2
+        assert all(sorted(epoch) == list(range(first, first + len(part))) for epoch in epochs)
+        assert epochs[0] != epochs[1]
+
+
+def test_parts_of_one_size_do_not_go_in_step(rows: TokenRows) -> None:
+    other = TokenRows(rows.tokens + 100, 4, 4)
+    taken = rows_taken(BatchPlan(MixedRows((rows, other), (1.0, 1.0)), batch_size=4, seed=0), 20)
+    orders = [[row - first for row in taken if first <= row < first + 100][:ROWS] for first in (0, 100)]
+    assert orders[0] != orders[1]

@@ -4,9 +4,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from asnn_goose.config_text import HubText, LocalText, PydocText
+from asnn_goose.config_text import HubText, LocalText, MixedText, MixturePart, PocketText, PydocText, TeacherSamples
 from asnn_goose.data.documents import ArrowDocuments
-from asnn_goose.data.text import load_text, split_documents
+from asnn_goose.data.text import held_out_source, load_text, split_documents
 from asnn_goose.errors import DataError, HubUnreachableError
 
 LINE = "A line of forty characters, with its end\n"
@@ -128,3 +128,10 @@ def test_hub_rows_that_end_their_lines_are_joined_by_nothing(answering_hub: str)
 def test_unreachable_hub_is_refused() -> None:
     with pytest.raises(HubUnreachableError):
         load_text(HubText(name="wikitext"), seed=0)
+
+
+def test_a_run_is_evaluated_on_text_that_somebody_wrote() -> None:
+    samples = TeacherSamples(prompts=PydocText())
+    parts = (MixturePart(weight=1.0, text=PocketText()), MixturePart(weight=1.0, text=samples))
+    assert held_out_source(PocketText()) == held_out_source(MixedText(parts=parts)) == PocketText()
+    assert held_out_source(samples) == held_out_source(MixedText(parts=parts, held_out_from=1)) == PydocText()

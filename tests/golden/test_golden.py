@@ -16,6 +16,7 @@ from asnn_goose.data.tokens import tokenize_documents, training_rows
 from asnn_goose.models.build import build_student
 from asnn_goose.models.teacher import load_teacher
 from asnn_goose.training.optimizer import build_optimizer
+from asnn_goose.training.stages import plan_stages
 from asnn_goose.training.step import DistillationStep
 
 GOLDEN = Path(__file__).with_name("losses.json")
@@ -40,18 +41,18 @@ def losses() -> list[float]:
     teacher = load_teacher(RECIPE.teacher.name, torch.float64, "cpu")
     tokens = tokenize_documents(pocket_documents("train")[:DOCUMENTS], teacher.tokenizer, RECIPE.data.rows)
     rows = training_rows(tokens, training.window, RECIPE.data.rows)
-    plan = BatchPlan(rows, training.batch_size, training.seed)
+    batches = BatchPlan(rows, training.batch_size, training.seed)
     student = build_student(RECIPE.student, RECIPE.spikes, teacher, training.seed).double()
     step = DistillationStep(student, teacher.head, RECIPE.objective)
-    optimizer = build_optimizer(step, training)
+    optimizer = build_optimizer(step, training, plan_stages(RECIPE, processes=1)[0])
     values = []
     for number in range(training.steps):
-        ids = plan.batch(number * training.batch_size)
+        ids = batches.batch(number * training.batch_size)
         record = step(ids, teacher.hidden_states(ids).clone())
-        (record.loss / record.kl_tokens).backward()
+        (record.loss / record.tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
-        values.append(float(record.loss.detach() / record.kl_tokens))
+        values.append(float(record.loss.detach() / record.tokens))
     return values
 
 

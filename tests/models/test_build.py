@@ -2,9 +2,12 @@ import logging
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from asnn_goose.config import LearnedThreshold, Spikes, Surrogate, WkvStudent
-from asnn_goose.models.build import fresh_student, student_config
+from asnn_goose.config_student import LearnedThreshold, Spikes, Surrogate, WkvStudent
+from asnn_goose.errors import ConfigError
+from asnn_goose.models.build import check_windows, fresh_student, student_config
+from asnn_goose.models.loading import LoadedModel
 
 SMALL = WkvStudent(width=16, layers=2, max_positions=32, backend="torch")
 
@@ -73,3 +76,27 @@ def test_the_share_of_spike_fed_work_is_logged(config, caplog):
     with caplog.at_level(logging.INFO, logger="asnn_goose"):
         student = fresh_student(config, seed=0)
     assert f"{student.num_parameters():,} parameters, 0% of its multiply-accumulates" in caplog.text
+
+
+def test_windows_up_to_the_learned_positions_pass(teacher, caplog):
+    assert check_windows(teacher, {"training.window": 512, "evaluation.window": 2}) is None
+    assert not caplog.records
+
+
+def test_windows_longer_than_the_learned_positions_are_refused_by_name(teacher):
+    with pytest.raises(ConfigError) as caught:
+        check_windows(teacher, {"training.window": 513, "evaluation.window": 512, "--window": 600})
+    assert str(caught.value).startswith("training.window=513 and --window=600: longer than the 512 learned positions")
+    assert "give 512 or fewer" in str(caught.value)
+
+
+def test_windows_longer_than_computed_positions_are_warned_of(teacher, caplog):
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=9, max_position_embeddings=32, **shape))
+    loaded = LoadedModel(model, teacher.tokenizer, "some-llama", teacher.vocabulary_hash)
+    check_windows(loaded, {"training.window": 32})
+    assert not caplog.records
+    check_windows(loaded, {"training.window": 33})
+    assert caplog.messages == [
+        "training.window=33: some-llama is made for 32 tokens and may predict worse beyond; give 32 or fewer"
+    ]

@@ -13,7 +13,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from asnn_goose.config import GooseStudent, Spikes, WkvStudent
+from asnn_goose.config_student import GooseStudent, Spikes, WkvStudent
 from asnn_goose.errors import ConfigError
 from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.build import build_student, fresh_student
@@ -104,6 +104,17 @@ def test_a_goose_student_projects_as_the_teachers_attention_does(source):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         read = torch.randn(2, 5, mixer.shape.read_width, dtype=torch.float64)
         torch.testing.assert_close(mixer.output(read), output(read), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["wkv", "goose"])
+def test_a_student_is_tied_as_its_teacher_is_and_takes_an_untied_head(source, form):
+    description = fitting(source) if form == "wkv" else GooseStudent(mixer="goose")
+    student = build_student(description, Spikes(amplitude="none"), source, seed=0)
+    untied = source.name in ("llama", "mistral", "qwen2", "qwen3")
+    assert student.config.tie_word_embeddings is not untied
+    assert (student.lm_head.weight is student.model.embed_tokens.weight) is not untied
+    assert torch.equal(student.lm_head.weight, source.head.weight.float())
+    assert torch.equal(student.model.embed_tokens.weight, source.model.get_input_embeddings().weight.float())
 
 
 def test_a_random_goose_student_keeps_the_shape_alone(source):

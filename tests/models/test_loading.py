@@ -179,6 +179,53 @@ def test_weights_of_another_shape_are_refused(copy):
     assert "transformer.wpe.weight first" in refusal(copy)
 
 
+def save_with(folder, tied, **changes):
+    """A Llama with the tokenizer that is in the folder, its head tied or its own; then its configuration changed."""
+    model = tiny_llama()
+    model.config.tie_word_embeddings = tied
+    if tied:
+        model.tie_weights()
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_head_of_its_own_where_the_configuration_says_tied_is_refused(copy):
+    save_with(copy, tied=False, tie_word_embeddings=True)
+    said = refusal(copy)
+    assert "says tie_word_embeddings=true, but its weights hold another lm_head.weight" in said
+    assert "set tie_word_embeddings to false" in said
+
+
+def test_a_missing_head_where_the_configuration_says_untied_is_refused(copy):
+    save_with(copy, tied=True, tie_word_embeddings=False)
+    said = refusal(copy)
+    assert "says tie_word_embeddings=false, but its weights hold no lm_head.weight" in said
+    assert "set tie_word_embeddings to true" in said
+
+
+def test_a_tied_head_that_is_stored_twice_is_tied(copy):
+    save_with(copy, tied=True)
+    weights = load_file(copy / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    model = load_causal_lm(str(copy)).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_weights_without_a_place_are_left_out_with_a_warning(copy, caplog):
+    save_with(copy, tied=True, num_hidden_layers=1)
+    load_causal_lm(str(copy))
+    assert "9 of its weights have no place" in caplog.text
+    assert "model.layers.1.input_layernorm.weight first" in caplog.text
+
+
+def test_a_tokenizer_with_tokens_that_the_embedding_has_not_is_refused(copy):
+    described = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(described | {"eos_token": "<|new|>"}))
+    assert "has '<|new|>' as token 4096, but the model's embedding ends at 4095" in refusal(copy)
+
+
 def test_a_directory_without_a_tokenizer_is_refused(copy):
     for file in copy.glob("tokenizer*"):
         file.unlink()

@@ -21,8 +21,9 @@ from asnn_goose.training.checkpoint import (
 )
 
 STATE_AT_7 = RunState(
-    step=7, attempts=8, rows_seen=64, skipped=1, roll_backs=0, best_perplexity=3.5, best_step=5,
-    stopping_perplexity=None, stopping_step=None, seconds=1.25, precision="fp32", threads=2, recipe_hash="abc",
+    step=7, attempts=8, stage=1, stage_start=2, rows_seen=64, tokens=512, skipped=1, roll_backs=0, best_perplexity=3.5,
+    best_step=5, stopping_perplexity=None, stopping_step=None, seconds=1.25, precision="fp32", threads=2,
+    recipe_hash="abc",
 )  # fmt: skip
 
 

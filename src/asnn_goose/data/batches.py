@@ -1,8 +1,9 @@
 """Seeded batches whose only state is a count of rows, so that a run resumes exactly where it stopped.
 
-Row number n belongs to epoch n // len(rows) and is the row at place n % len(rows) of that epoch's
-permutation. Processes take consecutive pieces of this one sequence, so a restart with another number of
-processes continues the same sequence.
+Row number n of one text belongs to epoch n // len(rows) and is the row at place n % len(rows) of that epoch's
+permutation. In a mixture row n is of a part, and the part's own count stands in the place of n. Processes
+take consecutive pieces of this one sequence, so a restart with another number of processes continues the
+same sequence.
 """
 
 from dataclasses import dataclass
@@ -13,17 +14,30 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from asnn_goose.data.mixture import MixedRows, part_seed
 from asnn_goose.data.tokens import TokenRows
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def epoch_permutation(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
     """The order in which an epoch visits its rows: a read-only permutation of 0 to rows - 1."""
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    # The two kept are the current epoch and the next, which a batch at the border reads both.
+    # Kept are the current epoch of each part of a mixture and the next, which a batch at the border reads both.
     permutation: Int64[np.ndarray, " rows"] = generator.permutation(np.arange(rows, dtype=np.int64))
     permutation.flags.writeable = False
     return permutation
+
+
+def shuffled_rows(
+    rows: TokenRows, numbers: Int64[np.ndarray, " numbers"], seed: int
+) -> Int64[np.ndarray, "numbers window"]:
+    """The rows with these numbers in the endless sequence of a text's permuted epochs."""
+    epochs, places = np.divmod(numbers, len(rows))
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        in_epoch = epochs == epoch
+        indices[in_epoch] = epoch_permutation(len(rows), seed, int(epoch))[places[in_epoch]]
+    return rows.take(indices)
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class BatchPlan:
         ValueError: There are no rows, or `batch_size`, `processes` or `rank` is out of its range.
     """
 
-    rows: TokenRows
+    rows: TokenRows | MixedRows
     """Rows to draw from."""
     batch_size: int
     """Rows a batch of one process holds."""
@@ -56,12 +70,16 @@ class BatchPlan:
     def batch(self, rows_seen: int) -> Int64[Tensor, "batch window"]:
         """This process's next batch after all processes together have taken `rows_seen` rows."""
         first = rows_seen + self.rank * self.batch_size
-        epochs, places = np.divmod(np.arange(first, first + self.batch_size), len(self.rows))
-        indices = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in np.unique(epochs):
-            in_epoch = epochs == epoch
-            indices[in_epoch] = epoch_permutation(len(self.rows), self.seed, int(epoch))[places[in_epoch]]
-        return torch.from_numpy(self.rows.take(indices))
+        numbers = np.arange(first, first + self.batch_size, dtype=np.int64)
+        if isinstance(self.rows, TokenRows):
+            return torch.from_numpy(shuffled_rows(self.rows, numbers, self.seed))
+        batch = np.empty((self.batch_size, self.rows.window), dtype=np.int64)
+        parts, earlier = self.rows.assign(numbers, self.seed)
+        for part in np.unique(parts).tolist():
+            of_part = parts == part
+            seed = part_seed(self.seed, part)
+            batch[of_part] = shuffled_rows(self.rows.parts[part], earlier[of_part], seed)
+        return torch.from_numpy(batch)
 
     def advance(self, rows_seen: int) -> int:
         """`rows_seen` after every process has taken one more batch."""

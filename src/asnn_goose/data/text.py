@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from asnn_goose.config_text import Data, HubText, LocalText, PocketText, PydocText
+from asnn_goose.config_text import (
+    Data,
+    HubText,
+    LocalText,
+    MixedText,
+    PlainData,
+    PocketText,
+    PydocText,
+    TeacherSamples,
+)
 from asnn_goose.data.documents import choose_documents, divide_text, document_separator
 from asnn_goose.data.hub_text import hub_documents
 from asnn_goose.data.local_text import local_documents
@@ -33,7 +42,18 @@ class TextSplits:
     """One line that says where the text came from."""
 
 
-def load_text(data: Data, seed: int) -> TextSplits:
+def held_out_source(data: Data) -> PlainData:
+    """The source whose held-out text a run is evaluated on: of a mixture one part's, of samples their prompts'."""
+    match data:
+        case MixedText():
+            return held_out_source(data.parts[data.held_out_from].text)
+        case TeacherSamples():
+            return data.prompts
+        case _:
+            return data
+
+
+def load_text(data: PlainData, seed: int) -> TextSplits:
     """The documents of a text source; `seed` decides which are held out, if the source does not say.
 
     Raises:

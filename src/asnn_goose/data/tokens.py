@@ -3,13 +3,11 @@
 import hashlib
 import io
 import json
-import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -19,9 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from asnn_goose.config_text import PackedRows, RecordedRows
 from asnn_goose.data.cache import atomic_directory, cache_directory
+from asnn_goose.data.token_cache import read_cached_tokens, token_dtype, write_tokens
 from asnn_goose.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 PIECE_CHARACTERS = 1_000_000
 """Longest text that is given to the tokenizer as one piece."""
@@ -97,6 +94,21 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def end_of_text_token(tokenizer: PreTrainedTokenizerBase, other_way: str = "") -> int:
+    """The id of the token that ends a text.
+
+    Raises:
+        DataError: The tokenizer has none; `other_way` ends the line.
+    """
+    end: int | None = tokenizer.eos_token_id
+    if end is None:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no end-of-text token to put "
+            f"between documents; set its eos_token{other_way}"
+        )
+    return end
+
+
 def tokenize_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Int64[np.ndarray, " tokens"]:
     """The tokens of a text read as one string: one call of the tokenizer, no special tokens."""
     return np.asarray(_token_ids([text], tokenizer)[0], dtype=np.int64)
@@ -126,18 +138,15 @@ def tokenize_documents(
         DataError: The documents hold no text, or the tokenizer has no end-of-text token to pack with.
         MachineError: The cache cannot be written.
     """
-    if isinstance(rows, PackedRows) and tokenizer.eos_token_id is None:
-        raise DataError(
-            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no end-of-text token to put "
-            "between documents; set its eos_token, or data.rows.kind=recorded, which puts nothing there"
-        )
+    if isinstance(rows, PackedRows):
+        end_of_text_token(tokenizer, ", or data.rows.kind=recorded, which puts nothing there")
     key, characters = _cache_key(documents, tokenizer, rows)
     directory = cache_directory() / "tokens" / key
-    tokens = _read_cached(directory)
+    tokens = read_cached_tokens(directory)
     if tokens is None:
         with atomic_directory(directory) as temporary:
-            _write_tokens(temporary, _shown_texts(documents, tokenizer, rows, characters), tokenizer, rows)
-        tokens = _read_cached(directory)
+            _write_documents(temporary, _shown_texts(documents, tokenizer, rows, characters), tokenizer, rows)
+        tokens = read_cached_tokens(directory)
     assert tokens is not None, f"the tokens just written to {directory} cannot be read"
     return tokens
 
@@ -158,45 +167,13 @@ def _cache_key(
     return digest.hexdigest(), characters
 
 
-def _read_cached(directory: Path) -> Integer[np.ndarray, " tokens"] | None:
-    """The cached tokens, or None if there are none or they are not what their description says."""
-    try:
-        described = json.loads((directory / "tokens.json").read_text(encoding="utf-8"))
-        tokens: Integer[np.ndarray, " tokens"] = np.load(directory / "tokens.npy", mmap_mode="r")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        logger.warning("the cached tokens in %s are damaged (%s) and are made again", directory, error)
-        return None
-    if described != {"tokens": tokens.size, "dtype": str(tokens.dtype)}:
-        logger.warning("the cached tokens in %s are not those once written and are made again", directory)
-        return None
-    return tokens
-
-
-def _write_tokens(
+def _write_documents(
     directory: Path, texts: Iterable[TextAfter], tokenizer: PreTrainedTokenizerBase, rows: PackedRows | RecordedRows
 ) -> None:
-    dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
     limit = rows.max_line_tokens if isinstance(rows, RecordedRows) else None
-    count = 0
-    with (directory / "tokens.npy").open("wb") as file:
-        _write_header(file, dtype, count)
-        for piece in _token_pieces(texts, tokenizer, limit):
-            file.write(np.asarray(piece, dtype=dtype).tobytes())
-            count += len(piece)
-        # numpy leaves room in the header for the count to grow, so it can be written when it is known.
-        file.seek(0)
-        _write_header(file, dtype, count)
-    if count == 0:
+    dtype = token_dtype(max(tokenizer.get_vocab().values()))
+    if write_tokens(directory, _token_pieces(texts, tokenizer, limit), dtype) == 0:
         raise DataError("the documents hold no text to make tokens of; give a text that is not blank")
-    described = json.dumps({"tokens": count, "dtype": str(dtype)})
-    (directory / "tokens.json").write_text(described, encoding="utf-8")
-
-
-def _write_header(file: IO[bytes], dtype: np.dtype[Any], count: int) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _token_pieces(

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from asnn_goose.config_text import PocketText, Protocol, PydocText, RecordedProtocol, StandardProtocol
 from asnn_goose.data.documents import document_separator
 from asnn_goose.data.local_text import local_documents
-from asnn_goose.data.text import load_text
+from asnn_goose.data.text import held_out_source, load_text
 from asnn_goose.errors import DataError
 from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
 from asnn_goose.models.loading import LoadedModel, load_causal_lm
@@ -118,7 +118,7 @@ def evaluation_text(request: EvaluationRequest) -> str:
             f"{request.model} is no run folder and has no text of its own: give --data FILE (or pocket, or pydoc)"
         )
     recipe = load_recipe(str(Path(request.model) / "config.yaml"), [])
-    splits = load_text(recipe.data, recipe.training.seed)
+    splits = load_text(held_out_source(recipe.data), recipe.training.seed)
     return splits.separator.join(splits.held_out)
 
 

@@ -134,15 +134,30 @@ def teacher_anatomy(model: PreTrainedModel, name: str) -> TeacherAnatomy:
     Raises:
         TeacherError: Its architecture, or its activation, is none that a student can take over.
     """
-    kind = model.config.model_type
-    if kind == "gpt2" and model.config.activation_function in GPT2_ACTIVATIONS:
-        return _gpt2_anatomy(model)
-    if kind in LLAMA_FAMILY and model.config.hidden_act == "silu":
-        return _llama_anatomy(model)
+    config = model.config
+    described = f"{config.model_type} model"
+    if config.model_type == "gpt2":
+        if config.activation_function in GPT2_ACTIVATIONS:
+            return _gpt2_anatomy(model)
+        described += f" with activation {config.activation_function}"
+    elif config.model_type in LLAMA_FAMILY:
+        if config.hidden_act == "silu":
+            return _llama_anatomy(model)
+        described += f" with activation {config.hidden_act}"
     raise TeacherError(
-        f"{name} is a {kind} model: weights are taken over from gpt2, {', '.join(LLAMA_FAMILY)}, with their usual "
-        "activation; take one of these, or student.initialization=random"
+        f"{name} is a {described}: shape and weights are taken over from gpt2, {', '.join(LLAMA_FAMILY)} with their "
+        "usual activation; take one of these, or student.mixer=wkv student.initialization=random"
     )
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """Tokens for which a model of any architecture has learned positions; None where it computes them."""
+    # A model without learned or rotary positions, such as Bloom, states no limit.
+    limit = getattr(model.config, "max_position_embeddings", None)
+    tokens = model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not tokens]
+    # OPT and BioGPT keep two rows in front of the first position.
+    return limit if limit and any(table.num_embeddings in (limit, limit + 2) for table in tables) else None
 
 
 def _gpt2_anatomy(model: Any) -> TeacherAnatomy:
@@ -156,7 +171,7 @@ def _gpt2_anatomy(model: Any) -> TeacherAnatomy:
         mlp_bias=True,
         positions="learned",
         max_positions=config.n_positions,
-        tie_head=config.tie_word_embeddings,
+        tie_head=model.lm_head.weight is body.wte.weight,
         heads=HeadShape(config.n_head, config.n_head, config.n_embd // config.n_head),
         embedding=body.wte,
         position_embedding=body.wpe,
@@ -182,7 +197,7 @@ def _llama_anatomy(model: Any) -> TeacherAnatomy:
         mlp_bias=body.layers[0].mlp.up_proj.bias is not None,
         positions="none",
         max_positions=config.max_position_embeddings,
-        tie_head=config.tie_word_embeddings,
+        tie_head=model.lm_head.weight is body.embed_tokens.weight,
         heads=_llama_heads(body),
         embedding=body.embed_tokens,
         position_embedding=None,

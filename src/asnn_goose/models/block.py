@@ -45,6 +45,14 @@ class GooseBlock(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x)), mixed.spikes
 
 
+def run_block(
+    block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One block as a plain function, which is compiled once and then serves all blocks, since all are alike."""
+    found: tuple[Tensor, dict[str, Tensor]] = block(x, cache, valid, positions)
+    return found
+
+
 def build_norm(config: GooseConfig) -> nn.Module:
     """The normalization a configuration names."""
     norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm

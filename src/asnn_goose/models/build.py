@@ -1,15 +1,17 @@
 """Builds the student a recipe describes, for the vocabulary of its teacher."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from asnn_goose.config import FixedThreshold, GooseStudent, Spikes, WkvStudent
+from asnn_goose.config_student import FixedThreshold, GooseStudent, Spikes, WkvStudent
 from asnn_goose.errors import ConfigError
-from asnn_goose.models.anatomy import TeacherAnatomy, teacher_anatomy
+from asnn_goose.models.anatomy import TeacherAnatomy, learned_positions, teacher_anatomy
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.from_teacher import copy_from_teacher, kept_layers
+from asnn_goose.models.loading import LoadedModel
 from asnn_goose.models.plan import spike_fed_mac_share
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.teacher import Teacher
@@ -39,6 +41,34 @@ def build_student(student: WkvStudent | GooseStudent, spikes: Spikes, teacher: T
     if student.initialization == "teacher":
         copy_from_teacher(made, anatomy, kept)
     return made
+
+
+def check_windows(model: Teacher | LoadedModel, windows: Mapping[str, int]) -> None:
+    """Refuse windows that reach past a model's learned positions; past computed ones it runs, with a warning.
+
+    A student does not help where its teacher ends: both read the same windows.
+
+    Args:
+        model: Teacher or student.
+        windows: Tokens a window holds, by the name the user gave it under, such as `training.window`.
+
+    Raises:
+        ConfigError: A window is longer than the learned positions.
+    """
+    learned = learned_positions(model.model)
+    limit = learned or getattr(model.model.config, "max_position_embeddings", None)
+    longer = [f"{name}={window}" for name, window in windows.items() if limit and window > limit]
+    if not longer:
+        return
+    if learned:
+        raise ConfigError(
+            f"{' and '.join(longer)}: longer than the {learned} learned positions of {model.name}; give {learned} or "
+            "fewer tokens, or a model with more positions"
+        )
+    logger.warning(
+        "%s: %s is made for %d tokens and may predict worse beyond; give %d or fewer",
+        " and ".join(longer), model.name, limit, limit,
+    )  # fmt: skip
 
 
 def check_shape(student: WkvStudent, anatomy: TeacherAnatomy, name: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from asnn_goose.config import GooseStudent, Spikes, SpikeSite, Surrogate, WkvStudent
+from asnn_goose.config_student import GooseStudent, Spikes, SpikeSite, Surrogate, WkvStudent
 from asnn_goose.config_text import Section
 
 DEFAULT_SPIKES: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -73,6 +74,9 @@ class GooseMixer(nn.Module):
         backend: Implementation of the recurrence.
     """
 
+    COPIED: ClassVar = frozenset({"receptance", "key", "value", "output", "receptance_norm", "key_norm"})
+    """The parts that attention has too."""
+
     def __init__(
         self,
         shape: GooseShape,
@@ -139,6 +143,21 @@ class GooseMixer(nn.Module):
         positions: Int[Tensor, "batch time"] | None = None,
     ) -> MixerOutput:
         """Mix normalized inputs over time; where `valid` is False the memory stays as it was."""
+        read, memory, spikes = self.read(x, memory, valid, positions)
+        gated = read * self.head_norm
+        if self.gate_down is not None and self.gate_up is not None:
+            gated = gated * 2 * torch.sigmoid(self.gate_up(self.gate_down(x)))
+        residual: Tensor = self.output(gated)
+        return MixerOutput(residual, memory, spikes)
+
+    def read(
+        self,
+        x: Float[Tensor, "batch time width"],
+        memory: MixerMemory | None = None,
+        valid: Bool[Tensor, "batch time"] | None = None,
+        positions: Int[Tensor, "batch time"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time read"], MixerMemory, dict[str, Tensor]]:
+        """What the states give, each head normalized, before gain, gate and output projection."""
         shape = self.shape
         memory = memory or self.initial_memory(x)
         projected = torch.cat((self.receptance(x), self.key(x), self.value(x)), dim=-1)
@@ -154,17 +173,31 @@ class GooseMixer(nn.Module):
         log_decay, erase, write = self._rates(x, dtype)
         grouped = r.unflatten(2, (shape.key_value_heads, -1))
         read, state = delta_rule(grouped, k, v, log_decay, erase, write, memory.state, valid, self.backend)
-        residual: Tensor = self.output(self._gated(read.flatten(2, 3), x))
-        return MixerOutput(residual, MixerMemory(state, tail), spikes)
+        normed = read * torch.rsqrt(read.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
+        return normed.flatten(2).to(x.dtype), MixerMemory(state, tail), spikes
 
     def _convolve(self, x: Tensor, tail: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Each channel's weighted sum of its last valid values, and the tail that the next call needs."""
+        if valid is None:
+            return self._convolve_all(x, tail)
         mixed, earlier, tails = self.taps[0] * x, x, []
         for place in range(1, len(self.taps)):
             earlier, last = shift_tokens(earlier, tail[:, place - 1], valid)
             tails.append(last)
             mixed = mixed + self.taps[place] * earlier
         return mixed, torch.stack(tails, dim=1) if tails else tail
+
+    def _convolve_all(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_convolve` where every token is valid: slices of one extended sequence."""
+        earliest, time = len(self.taps) - 1, x.shape[1]
+        if earliest == 0:
+            return self.taps[0] * x, tail
+        # The tail holds the latest token first.
+        extended = torch.cat((tail.to(x.dtype).flip(1), x), dim=1)
+        mixed = self.taps[0] * x
+        for place in range(1, len(self.taps)):
+            mixed = torch.addcmul(mixed, self.taps[place], extended[:, earliest - place : earliest - place + time])
+        return mixed, extended[:, time:].flip(1)
 
     def _turn(self, r: Tensor, k: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.rotary is None and self.key_norm is None:
@@ -182,13 +215,6 @@ class GooseMixer(nn.Module):
         """Log w, a and b, [batch time key_value_heads] each."""
         decay, erase, write = torch.sigmoid(self.rates(x).to(dtype)).chunk(3, dim=-1)
         return LEAST_LOG_DECAY * decay, erase, write
-
-    def _gated(self, read: Float[Tensor, "batch time heads head"], x: Tensor) -> Tensor:
-        normed = read * torch.rsqrt(read.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
-        mixed = normed.flatten(2).to(x.dtype) * self.head_norm
-        if self.gate_down is not None and self.gate_up is not None:
-            mixed = mixed * 2 * torch.sigmoid(self.gate_up(self.gate_down(x)))
-        return mixed
 
 
 def _logit(share: float) -> float:

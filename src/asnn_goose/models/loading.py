@@ -80,8 +80,7 @@ def load_causal_lm(
     with quiet_transformers(), _gguf_manners("gguf_file" in arguments):
         model = _load_model(name, arguments, dtype)
         tokenizer = _load(AutoTokenizer, name, arguments)
-    if not tokenizer.vocab_size:
-        raise TeacherError(f"cannot load {name}: it holds no tokenizer; save the model's own beside it")
+    _check_tokenizer(name, tokenizer, model)
     model.eval().requires_grad_(False).to(device)
     return LoadedModel(model, tokenizer, name, tokenizer_hash(tokenizer))
 
@@ -131,14 +130,51 @@ def _load_model(name: str, arguments: dict[str, Any], dtype: torch.dtype) -> Pre
     # transformers would draw weights that are missing or of another shape at random, with a warning.
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = _load(AutoModelForCausalLM, name, arguments, **options, **_dequantize(arguments))
+    _check_head(name, model, found["missing_keys"])
     wrong = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if wrong:
         raise TeacherError(
             f"cannot load {name}: {len(wrong)} of its weights are missing or do not have the shape its configuration "
             f"says, {wrong[0]} first; save or download it again"
         )
+    unused = sorted(found["unexpected_keys"])
+    if unused:
+        logger.warning(
+            "%s: %d of its weights have no place in a model of its configuration and are left out, %s first; "
+            "correct config.json if they belong to it", name, len(unused), unused[0],
+        )  # fmt: skip
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_head(name: str, model: Any, missing: set[str]) -> None:
+    # transformers would keep a head that its configuration says is the embedding, and draw a missing one at random.
+    kept_apart = model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys()
+    if kept_apart:
+        raise TeacherError(
+            f"cannot load {name}: its configuration says tie_word_embeddings=true, but its weights hold another "
+            f"{min(kept_apart)} than the token embedding; set tie_word_embeddings to false in its config.json"
+        )
+    head = model.get_output_embeddings()
+    of_head = {key for key, weight in model.named_parameters(remove_duplicate=False) if head and weight is head.weight}
+    if missing and missing <= of_head:
+        raise TeacherError(
+            f"cannot load {name}: its configuration says tie_word_embeddings=false, but its weights hold no "
+            f"{min(missing)}; set tie_word_embeddings to true in its config.json if the head is the token embedding, "
+            "else save the model again with its head"
+        )
+
+
+def _check_tokenizer(name: str, tokenizer: Any, model: Any) -> None:
+    if not tokenizer.vocab_size:
+        raise TeacherError(f"cannot load {name}: it holds no tokenizer; save the model's own beside it")
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    token, index = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if index >= rows:
+        raise TeacherError(
+            f"cannot load {name}: its tokenizer has {token!r} as token {index}, but the model's embedding ends at "
+            f"{rows - 1}; give it the tokenizer it was trained with, without tokens added later"
+        )
 
 
 def _load(loader: Any, name: str, arguments: dict[str, Any], **options: Any) -> Any:

@@ -1,7 +1,8 @@
 """The spiking recurrent student: a real transformers model, so save, load and generate are the library's own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +11,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from asnn_goose.models.block import GooseBlock, build_norm
+from asnn_goose.models.block import GooseBlock, build_norm, run_block
 from asnn_goose.models.cache import RecurrentCache
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
@@ -73,6 +74,8 @@ class GooseModel(GoosePreTrainedModel):
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
         self.layers = nn.ModuleList(GooseBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = build_norm(config)
+        # What runs a block where gradients are taken: compiled, if a training run asks for it.
+        self.block_runner: Callable[..., tuple[Tensor, dict[str, Tensor]]] = run_block
         self.post_init()
 
     def forward(
@@ -106,9 +109,10 @@ class GooseModel(GoosePreTrainedModel):
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
         hidden_states, spikes = [x], []
+        run = self.block_runner if cache is None and torch.is_grad_enabled() else run_block
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
-            x, block_spikes = block(x, layer_cache, valid, positions)
+            x, block_spikes = run(cast(GooseBlock, block), x, layer_cache, valid, positions)
             hidden_states.append(x)
             spikes.append(block_spikes)
         self._advance(cache, x, valid)
@@ -118,6 +122,10 @@ class GooseModel(GoosePreTrainedModel):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             spikes=tuple(spikes) if output_spikes else None,
         )
+
+    def mixers(self) -> tuple[WkvMixer | GooseMixer, ...]:
+        """The mixers of all blocks, first to last."""
+        return tuple(cast(GooseBlock, block).mixer for block in self.layers)
 
     def _positions(self, x: Tensor, valid: Tensor | None, cache: RecurrentCache | None) -> Tensor:
         """Each column's place among the valid tokens of its row, [batch time]."""

@@ -124,16 +124,16 @@ def check_same_vocabulary(teacher: LoadedModel | Teacher, student: LoadedModel |
         )
 
 
-def compile_or_fall_back(module: nn.Module, role: str) -> Any:
-    """A compiled form of the module that falls back, for good and with one warning, if compiling fails.
+def compile_or_fall_back(module: Any, role: str, dynamic: bool | None = None) -> Any:
+    """A compiled form of a module or function that falls back, for good and with one warning, if compiling fails.
 
     torch.compile fails at the first call, not here, so the fallback is decided there.
     """
-    compiled = torch.compile(module)
+    compiled = torch.compile(module, dynamic=dynamic)
     failed = False
 
     def call(*arguments: Any, **options: Any) -> Any:
-        """The module's result, compiled unless that has failed."""
+        """The result, compiled unless that has failed."""
         nonlocal failed
         if not failed:
             try:

@@ -1,7 +1,7 @@
 """The per-channel mixer: the recorded students' form, with a recurrence that is right."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +34,9 @@ class WkvMixer(nn.Module):
         recurrence: `exact`, or `recorded` for the scan that forgets after about 25 tokens.
         backend: Implementation of the exact recurrence.
     """
+
+    COPIED: ClassVar = frozenset[str]()
+    """The parts that attention has too: none, its projections mean something else."""
 
     def __init__(
         self,

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from asnn_goose.config import Precision
+from asnn_goose.config_training import Precision
 from asnn_goose.errors import CheckpointError, MachineError
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class RunState:
     Attributes:
         step: Optimizer steps done; skipped ones are not among them.
         attempts: Optimizer steps tried.
-        rows_seen: The data cursor: rows consumed by all processes together.
+        stage: Index of the stage it is in; the number of stages once all are done.
+        stage_start: Optimizer steps done when that stage began.
+        rows_seen: The stage's data cursor: rows consumed by all processes together.
+        tokens: Tokens trained on in all stages, those of skipped steps too.
         skipped: Steps skipped for non-finite gradients.
         roll_backs: Times the run went back to a checkpoint.
         best_perplexity: Lowest evaluation perplexity so far; None before the first.
@@ -49,7 +52,10 @@ class RunState:
 
     step: int
     attempts: int
+    stage: int
+    stage_start: int
     rows_seen: int
+    tokens: int
     skipped: int
     roll_backs: int
     best_perplexity: float | None

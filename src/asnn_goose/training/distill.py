@@ -4,34 +4,29 @@ text -> documents -> packed token rows -> teacher and student -> objective -> up
 evaluation -> results. Each step below is one call; the loop itself is in `loop.py`.
 """
 
-import logging
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from asnn_goose.config import Precision, Recipe
-from asnn_goose.data.batches import BatchPlan
-from asnn_goose.data.text import TextSplits, load_text
-from asnn_goose.data.tokens import tokenize_documents, training_rows
+from asnn_goose.config import Recipe
+from asnn_goose.config_training import Precision
 from asnn_goose.errors import CheckpointError, ConfigError
-from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
-from asnn_goose.models.build import build_student
-from asnn_goose.models.teacher import Teacher, compile_or_fall_back, load_teacher
+from asnn_goose.models.teacher import load_teacher
 from asnn_goose.presets import recipe_hash
 from asnn_goose.results import Results
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.checkpoint import Checkpoint, RunState, load_checkpoint
 from asnn_goose.training.finish import finish_run
 from asnn_goose.training.guards import stop_requests
-from asnn_goose.training.loop import RunMaterial, TrainingLoop
+from asnn_goose.training.loop import StopReason, TrainingLoop
 from asnn_goose.training.precision import resolve_precision, resolve_teacher_dtype
+from asnn_goose.training.prepare import prepare_material, prepare_student, replaced_blocks, stage_batches
 from asnn_goose.training.progress import ProgressLine
-from asnn_goose.training.samples import held_out_beginnings
-from asnn_goose.training.step import DistillationStep
-
-logger = logging.getLogger(__name__)
+from asnn_goose.training.rows import PreparedText, prepare_text
+from asnn_goose.training.stages import plan_stages
+from asnn_goose.training.work import RunMaterial, build_work
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,6 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
     folder.cut_metrics(-1 if found is None else state.step)
     accelerator = build_accelerator(recipe, state.precision, folder)
     console.print(f"reading text and teacher {recipe.teacher.name} ({state.precision}, {accelerator.device})")
-    text = load_text(recipe.data, recipe.training.seed)
     teacher = load_teacher(
         recipe.teacher.name,
         resolve_teacher_dtype(recipe.teacher.dtype, state.precision),
@@ -63,18 +57,51 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
         recipe.teacher.sha256,
         recipe.teacher.compile,
     )
-    material = prepare_material(recipe, text, teacher, accelerator, folder)
-    teacher_perplexity = measured_teacher_perplexity(teacher, material.windows, folder, console)
-    step = build_step(recipe, material)
-    loop = TrainingLoop(accelerator, step, material, recipe.training, state)
-    if found is not None:
-        loop.restore(found.tensors)
-    with stop_requests() as stop_asked, ProgressLine(console, loop.steps, state.step) as progress:
-        reason = loop.run(progress, stop_asked)
+    with accelerator.main_process_first():
+        text = prepare_text(recipe.data, recipe.training.seed, teacher, console)
+    material = prepare_material(recipe, text, teacher, accelerator, folder, console)
+    if found is None:
+        prepare_student(recipe, material, text, accelerator, console)
+    loop, reason = run_stages(recipe, material, text, accelerator, state, found, console)
     accelerator.end_training()
     if reason == "interrupted":
         return RunOutcome(folder, None)
-    return RunOutcome(folder, finish_run(recipe, loop, reason, teacher_perplexity, console))
+    return RunOutcome(folder, finish_run(recipe, loop, console))
+
+
+def run_stages(
+    recipe: Recipe,
+    material: RunMaterial,
+    text: PreparedText,
+    accelerator: Accelerator,
+    state: RunState,
+    found: Checkpoint | None,
+    console: Console,
+) -> tuple[TrainingLoop, StopReason]:
+    """Train through the stages that are left; returns the last one's loop and why it ended."""
+    plans = plan_stages(recipe, accelerator.num_processes)
+    replaced = replaced_blocks(recipe, material.teacher)
+    whole = sum(plan.steps for plan in plans)
+    reason: StopReason = "budget"
+    with stop_requests() as stop_asked, ProgressLine(console, whole, state.step) as progress:
+        for plan in plans[min(state.stage, len(plans) - 1) :]:
+            batches = stage_batches(recipe, plan, text, accelerator)
+            work = build_work(plan, recipe, material, replaced, batches)
+            loop = TrainingLoop(accelerator, work, material, recipe.training, state)
+            if found is not None:
+                loop.restore(found.tensors)
+                found = None
+            elif plan.index > 0:
+                loop.save("last")
+            if state.stage < len(plans):
+                reason = loop.run(progress, stop_asked)
+                if reason == "interrupted":
+                    break
+                loop.end_stage(reason, progress)
+            state = loop.state
+        if reason != "interrupted":
+            loop.save("last")
+    return loop, reason
 
 
 def newest_checkpoint(folder: RunDirectory, console: Console) -> Checkpoint | None:
@@ -107,7 +134,10 @@ def fresh_state(recipe: Recipe) -> RunState:
     return RunState(
         step=0,
         attempts=0,
+        stage=0,
+        stage_start=0,
         rows_seen=0,
+        tokens=0,
         skipped=0,
         roll_backs=0,
         best_perplexity=None,
@@ -157,38 +187,3 @@ def build_accelerator(recipe: Recipe, precision: Precision, folder: RunDirectory
         way = "install 'asnn-goose[trackers]' or drop it"
         raise ConfigError(f"training.trackers={trackers}: {error}; {way}") from error
     return accelerator
-
-
-def prepare_material(
-    recipe: Recipe, text: TextSplits, teacher: Teacher, accelerator: Accelerator, folder: RunDirectory
-) -> RunMaterial:
-    """Token rows, evaluation windows and a fresh student."""
-    training = recipe.training
-    tokens = tokenize_documents(text.train, teacher.tokenizer, recipe.data.rows)
-    rows = training_rows(tokens, training.window, recipe.data.rows)
-    windows = evaluation_windows(text.separator.join(text.held_out), teacher.tokenizer, recipe.evaluation)
-    plan = BatchPlan(rows, training.batch_size, training.seed, accelerator.num_processes, accelerator.process_index)
-    student = build_student(recipe.student, recipe.spikes, teacher, training.seed)
-    student.to(accelerator.device).train()
-    beginnings = held_out_beginnings(text.held_out, windows.rows, teacher.tokenizer, recipe.samples)
-    return RunMaterial(teacher, student, plan, windows, beginnings, folder)
-
-
-def build_step(recipe: Recipe, material: RunMaterial) -> DistillationStep:
-    """The differentiable step, its student compiled if the recipe asks for it."""
-    body = compile_or_fall_back(material.student.model, "student") if recipe.training.compile else None
-    return DistillationStep(material.student, material.teacher.head, recipe.objective, body)
-
-
-def measured_teacher_perplexity(
-    teacher: Teacher, windows: EvaluationWindows, folder: RunDirectory, console: Console
-) -> float:
-    """The teacher's perplexity on the run's windows, measured once a run and kept in its metrics."""
-    known = [line["teacher_perplexity"] for line in folder.metrics() if "teacher_perplexity" in line]
-    if known:
-        return float(known[0])
-    with console.status("measuring the teacher's perplexity"):
-        result = measure_perplexity(teacher.hidden_states, teacher.head, windows)
-    folder.append_metrics(step=0, teacher_perplexity=result.perplexity)
-    console.print(f"teacher perplexity {result.perplexity:,.2f} ({windows.statement})", highlight=False)
-    return result.perplexity

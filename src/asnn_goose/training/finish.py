@@ -23,6 +23,7 @@ from asnn_goose.report.figures import training_figure
 from asnn_goose.report.page import report_page
 from asnn_goose.results import (
     Check,
+    Controls,
     Counters,
     Figure,
     Hardware,
@@ -34,6 +35,7 @@ from asnn_goose.results import (
     Results,
     SiteSpikes,
     SpikeResult,
+    Stage,
     Temperature,
     Throughput,
     check,
@@ -42,16 +44,14 @@ from asnn_goose.results import (
 from asnn_goose.run_dir import write_text_atomically
 from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
-from asnn_goose.training.loop import PROBE_TOKENS, StopReason, TrainingLoop
+from asnn_goose.training.loop import PROBE_TOKENS, TrainingLoop
 from asnn_goose.training.memory import peak_memory_bytes
 from asnn_goose.training.samples import sample_side_by_side
 
 TRAINING_FIGURE = "training"
 
 
-def finish_run(
-    recipe: Recipe, loop: TrainingLoop, reason: StopReason, teacher_perplexity: float, console: Console
-) -> Results:
+def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
     """Export the best weights, gather the results, draw the figure, write the report.
 
     Raises:
@@ -62,7 +62,7 @@ def finish_run(
     restore_tensors(best.tensors, loop.module, optimizer=None)
     export_model(material.student, material.teacher.tokenizer, folder.model)
     metrics = folder.metrics()
-    results = gather_results(recipe, loop, reason, teacher_perplexity, metrics)
+    results = gather_results(recipe, loop, metrics)
     with console.status("continuing held-out text with teacher and student"):
         samples = sample_side_by_side(material.teacher, material.student, material.beginnings, recipe.training.seed)
     results = results.model_copy(update={"samples": samples})
@@ -99,14 +99,13 @@ def export_model(student: GooseForCausalLM, tokenizer: Any, target: Path) -> Non
 def gather_results(
     recipe: Recipe,
     loop: TrainingLoop,
-    reason: StopReason,
-    teacher_perplexity: float,
     metrics: list[dict[str, Any]],
 ) -> Results:
     """Everything the run measured; the student carries its best weights here."""
     state, student, teacher = loop.state, loop.material.student, loop.material.teacher
     evaluations = curve(metrics, "evaluation_perplexity").values
-    tokens = state.attempts * loop.tokens_per_step
+    tokens, teacher_perplexity = state.tokens, loop.material.teacher_perplexity
+    stages = stage_results(metrics, teacher_perplexity)
     tokens_per_second = tokens / state.seconds if state.seconds > 0 else None
     peak = peak_memory_bytes(loop.accelerator.device)
     parameters = student.num_parameters()
@@ -117,7 +116,9 @@ def gather_results(
         recipe_hash=state.recipe_hash,
         seed=recipe.training.seed,
         platform=environment["platform_kind"],
-        stop_reason="early_stopping" if reason == "early_stopping" else "budget",
+        stop_reason=stages[-1].stop_reason or "budget",
+        stages=stages,
+        controls=control_results(metrics),
         protocol=protocol_result(loop),
         teacher=ModelResult(name=teacher.name, parameters=teacher.parameters, perplexity=teacher_perplexity),
         student=ModelResult(name="model", parameters=parameters, perplexity=state.best_perplexity),
@@ -144,11 +145,32 @@ def gather_results(
             steps_done=state.step,
             steps_skipped=state.skipped,
             rolled_back=state.roll_backs,
-            stopped_early=reason == "early_stopping",
+            stopped_early=stages[-1].stop_reason == "early_stopping",
         ),
         checks=run_checks(evaluations, state.best_perplexity, state.skipped),
         curves=curves_from_metrics(metrics),
     )
+
+
+def stage_results(metrics: list[dict[str, Any]], teacher_perplexity: float) -> tuple[Stage, ...]:
+    """What each stage reached; of a stage that ended twice, because a run was cut short there, the last end."""
+    ends = {line["stage_end"]: line for line in metrics if "stage_end" in line}
+    return tuple(
+        Stage(
+            name=name,
+            perplexity=line["stage_perplexity"],
+            ratio_to_teacher=quotient(line["stage_perplexity"], teacher_perplexity),
+            steps=line["stage_steps"],
+            tokens=line["stage_tokens"],
+            stop_reason=line["stage_reason"],
+        )
+        for name, line in ends.items()
+    )
+
+
+def control_results(metrics: list[dict[str, Any]]) -> Controls:
+    """The controls that were measured."""
+    return Controls(**{line["control"]: line["control_perplexity"] for line in metrics if "control" in line})
 
 
 def protocol_result(loop: TrainingLoop) -> Protocol:

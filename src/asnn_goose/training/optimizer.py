@@ -1,37 +1,51 @@
-"""AdamW with decay on matrices alone, and the warm-up and cosine its learning rate follows."""
+"""AdamW with decay on matrices alone, a peak rate for new and one for copied weights, and the course of both."""
 
 import math
+from collections.abc import Set
 
 from torch import nn
 from torch.optim import AdamW
 
-from asnn_goose.config import TrainingOptions
+from asnn_goose.config_training import TrainingOptions
+from asnn_goose.training.stages import StagePlan
+
+PEAK = "peak_learning_rate"
 
 
-def build_optimizer(module: nn.Module, training: TrainingOptions) -> AdamW:
-    """Fused AdamW over the trainable parameters; vectors and scalars (norms, gains, mixes) do not decay."""
+def build_optimizer(
+    module: nn.Module, training: TrainingOptions, stage: StagePlan, copied: Set[nn.Parameter] = frozenset()
+) -> AdamW:
+    """Fused AdamW over the trainable parameters, in groups of their own rate and decay.
+
+    Vectors and scalars (norms, gains, mixes) do not decay.
+    """
+    groups = []
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
+    for of_teacher, rate in ((False, stage.learning_rate), (True, stage.copied_learning_rate)):
+        own = [parameter for parameter in trainable if (parameter in copied) == of_teacher]
+        for members, decay in (
+            ([p for p in own if p.ndim >= 2], training.weight_decay),
+            ([p for p in own if p.ndim < 2], 0.0),
+        ):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "lr": rate, PEAK: rate})
+    return AdamW(groups, betas=training.betas, fused=True)
 
 
-def learning_rate_at(step: int, total_steps: int, training: TrainingOptions) -> float:
-    """Learning rate of the update that follows `step` finished ones.
+def learning_rate_share(step: int, total_steps: int, training: TrainingOptions) -> float:
+    """Share of the peak learning rate at the update that follows `step` finished ones of a stage.
 
     Linear warm-up that reaches the peak at the end of `warmup_steps`, then a half cosine to the floor.
     """
-    peak, warmup = training.learning_rate, min(training.warmup_steps, total_steps)
+    warmup = min(training.warmup_steps, total_steps)
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return (step + 1) / warmup
     progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
     floor = training.learning_rate_floor
-    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimizer: AdamW, learning_rate: float) -> None:
-    """Give every parameter group this learning rate."""
+def set_learning_rate(optimizer: AdamW, share: float) -> None:
+    """Give every parameter group this share of its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = share * group[PEAK]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from asnn_goose.config import Precision
+from asnn_goose.config_training import Precision
 from asnn_goose.errors import ConfigError
 
 # bf16 must win clearly: below this ratio its rounding is not worth it.

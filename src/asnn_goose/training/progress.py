@@ -1,10 +1,14 @@
 """The progress line of a run: where it stands, how fast it goes, and when it will be done."""
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN = {"relative_error": "relative error {:.3f}", "loss_nats": "loss {:.3f} nats", "perplexity": "ppl {:,.1f}"}
+"""What the line says of a figure."""
 
 
 class ProgressLine:
@@ -46,10 +50,10 @@ class ProgressLine:
         """Move the bar."""
         self._progress.update(self._task, completed=done)
 
-    def figures(self, done: int, loss_nats: float, perplexity: float, tokens_per_second: float, density: float) -> None:
+    def figures(self, done: int, figures: Mapping[str, float], tokens_per_second: float, density: float) -> None:
         """Show the figures of the last logging interval; density is the fraction of non-zero spikes."""
-        speed = f"{tokens_per_second:,.0f} tok/s"
-        text = f"loss {loss_nats:.3f} nats · ppl {perplexity:,.1f} · {speed} · density {density:.2f}"
+        shown = [text.format(figures[name]) for name, text in SHOWN.items() if name in figures]
+        text = " · ".join([*shown, f"{tokens_per_second:,.0f} tok/s", f"density {density:.2f}"])
         self._progress.update(self._task, figures=text)
         if not self.console.is_terminal:
             self.console.print(f"step {done}/{self.total_steps} · {text}", highlight=False)

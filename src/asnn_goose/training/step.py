@@ -1,13 +1,12 @@
 """One differentiable unit of distillation: the module that the loop, accelerate and every wrapper see."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from asnn_goose.config import Objective
+from asnn_goose.config_training import Objective
 from asnn_goose.kernels.kd_loss import LinearHead, distillation_sums
 from asnn_goose.models.student import GooseForCausalLM
 
@@ -19,18 +18,14 @@ class StepRecord:
     """What one micro-batch adds to a step.
 
     Attributes:
-        loss: Differentiable sum over tokens of the weighted objective; divide by the window's valid tokens.
-        kl_nats: Sum of KL(teacher || student) at the temperature, without T squared, in nats.
-        cross_entropy_nats: Sum of next-token cross-entropy at temperature 1, in nats.
-        kl_tokens: Tokens the KL was summed over.
-        cross_entropy_tokens: Tokens the cross-entropy was summed over.
+        loss: Differentiable sum over tokens of what is minimized; divide by the window's valid tokens.
+        tokens: Tokens it was summed over.
+        means: What the log shows, by name, each a mean over the tokens that have it.
     """
 
     loss: Tensor
-    kl_nats: Tensor
-    cross_entropy_nats: Tensor
-    kl_tokens: int
-    cross_entropy_tokens: int
+    tokens: int
+    means: dict[str, Tensor]
 
 
 class DistillationStep(nn.Module):
@@ -40,17 +35,13 @@ class DistillationStep(nn.Module):
         student: The model that learns.
         teacher_head: The teacher's output head; held outside the module's parameters.
         objective: Weights, temperature and chunk size.
-        body: What computes the student's hidden states; its own body, or the compiled form of it.
     """
 
-    def __init__(
-        self, student: GooseForCausalLM, teacher_head: LinearHead, objective: Objective, body: Any = None
-    ) -> None:
+    def __init__(self, student: GooseForCausalLM, teacher_head: LinearHead, objective: Objective) -> None:
         super().__init__()
         self.student = student
-        # In tuples, so that neither becomes a parameter or submodule a second time.
+        # In a tuple, so that it becomes no parameter.
         self._teacher_head = (teacher_head,)
-        self._body = (body if body is not None else student.model,)
         self.kl_weight = objective.kl_weight
         self.cross_entropy_weight = objective.cross_entropy_weight
         self.temperature = objective.temperature.value
@@ -67,7 +58,7 @@ class DistillationStep(nn.Module):
         batch, time = input_ids.shape
         labels = torch.full_like(input_ids, IGNORED)
         labels[:, :-1] = input_ids[:, 1:]
-        hidden = self._body[0](input_ids=input_ids).last_hidden_state
+        hidden = self.student.model(input_ids=input_ids).last_hidden_state
         head = self.student.lm_head
         sums = distillation_sums(
             student_hidden=hidden.flatten(0, 1),
@@ -82,13 +73,14 @@ class DistillationStep(nn.Module):
             chunk_tokens=self.chunk_tokens,
             matmul_dtype=_matmul_dtype(input_ids.device),
         )
-        return StepRecord(
-            loss=sums.loss,
-            kl_nats=sums.kl_nats,
-            cross_entropy_nats=sums.cross_entropy_nats,
-            kl_tokens=batch * time,
-            cross_entropy_tokens=batch * (time - 1),
-        )
+        tokens, predictions = batch * time, batch * (time - 1)
+        means = {
+            # Without T squared, and at temperature 1.
+            "kl_nats": sums.kl_nats / tokens,
+            "cross_entropy_nats": sums.cross_entropy_nats / predictions,
+            "loss_nats": sums.loss.detach() / tokens,
+        }
+        return StepRecord(loss=sums.loss, tokens=tokens, means=means)
 
 
 def _matmul_dtype(device: torch.device) -> torch.dtype | None:

@@ -1,0 +1,107 @@
+"""What a student can be: its mixer, its shape, and where and how it spikes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from asnn_goose.config_text import Section
+
+SpikeSite = Literal["k", "v"]
+
+
+class WkvStudent(Section):
+    """A student whose mixer keeps one number a channel: S_t = d * S_{t-1} + k_t * v_t."""
+
+    mixer: Literal["wkv"] = "wkv"
+    initialization: Literal["random", "teacher"] = "random"
+    """`teacher` copies embeddings, norms and feed-forward parts; the shape below must then be the teacher's."""
+    width: int = Field(default=768, ge=1)
+    """Width of the residual stream."""
+    layers: int = Field(default=5, ge=1)
+    """Number of blocks."""
+    feedforward_width: int | None = Field(default=None, ge=1)
+    """Inner width of the feed-forward part; null is 4 x width."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalization before each sublayer and before the head."""
+    mlp: Literal["silu", "gelu", "swiglu"] = "silu"
+    """Feed-forward form."""
+    positions: Literal["learned", "none"] = "learned"
+    """Position embedding; `none` leaves order to the recurrence."""
+    max_positions: int = Field(default=1024, ge=1)
+    """Longest sequence of learned positions, in tokens."""
+    tie_head: bool = True
+    """Use the token embedding as the output head."""
+    decay_init: Literal["spread", "recorded"] = "spread"
+    """`spread`: timescales of 1 to 1000 tokens across channels; `recorded`: sigmoid(-0.5) everywhere."""
+    mix_init: Literal["spread", "recorded"] = "spread"
+    """Token-shift mix: `spread` across channels, or `recorded`, 1 - layer/(layers - 1)."""
+    recurrence: Literal["exact", "recorded"] = "exact"
+    """`recorded` runs the old notebooks' scan, which forgets after about 25 tokens."""
+    backend: Literal["auto", "reference", "torch", "numba"] = "auto"
+    """Implementation of the exact recurrence."""
+
+
+class GooseStudent(Section):
+    """A student with a matrix state for each head, in the shape of its teacher: the form for conversion."""
+
+    mixer: Literal["goose"]
+    initialization: Literal["teacher", "random"] = "teacher"
+    """`teacher` copies everything that attention and recurrence share; `random` keeps the shape alone, as a control."""
+    keep_layers: Literal["all", "every_other"] | Annotated[int, Field(ge=1)] | tuple[int, ...] = "all"
+    """The teacher's blocks that are kept: every other, a number of evenly spaced ones, or their indices from 0."""
+    positions: Literal["teacher", "none"] = "teacher"
+    """`none` drops the teacher's positions and leaves order to the recurrence."""
+    convolution: int = Field(default=4, ge=1, le=16)
+    """Taps of the causal convolution behind r, k and v; 1 is none."""
+    gate_rank: int = Field(default=32, ge=0)
+    """Rank of the output gate; 0 is no gate."""
+    calibration_tokens: int = Field(default=16384, ge=0)
+    """Tokens of training text on which rates, gains and output projections are fitted to attention; 0 fits none."""
+    backend: Literal["auto", "reference", "torch"] = "auto"
+    """Implementation of the recurrence."""
+
+
+Student = Annotated[WkvStudent | GooseStudent, Field(discriminator="mixer")]
+
+
+class FixedThreshold(Section):
+    """theta = clamp(alpha * mean|x|, 0.01, 10), per token over channels, alpha constant."""
+
+    kind: Literal["fixed"] = "fixed"
+    alpha: float = Field(default=1.0, gt=0.0)
+    """Threshold as a multiple of the token's mean absolute activation."""
+
+
+class LearnedThreshold(Section):
+    """As fixed, with alpha a parameter of each encoder that learns through the surrogate."""
+
+    kind: Literal["learned"] = "learned"
+    alpha: float = Field(default=1.0, gt=0.0)
+    """Starting value."""
+
+
+class Surrogate(Section):
+    """The derivative that stands in for the spike's, as a function of the distance to the threshold."""
+
+    kind: Literal["clipped_ste", "ste", "sigmoid", "triangle", "superspike", "atan", "recorded_ste"] = "clipped_ste"
+    width: float = Field(default=1.0, gt=0.0)
+    """Half-width of the surrogate in units of the quantization step; ignored by ste and recorded_ste."""
+    gradient_scale: float = Field(default=1.0, gt=0.0)
+    """Factor on the surrogate gradient."""
+
+
+class Spikes(Section):
+    """Where the student spikes and how a real number becomes a spike."""
+
+    sites: tuple[SpikeSite, ...] = Field(default=("k", "v"), strict=False)
+    """Tensors that are encoded; an empty list trains the dense twin."""
+    levels: int = Field(default=1, ge=1, le=8)
+    """Largest absolute spike value D; 1 is pure ternary."""
+    threshold: Annotated[FixedThreshold | LearnedThreshold, Field(discriminator="kind")] = FixedThreshold()
+    """How the threshold follows the activations."""
+    amplitude: Literal["none", "scalar", "channel"] = "scalar"
+    """Learned factor on the spikes."""
+    scale: Literal["none", "token"] = "none"
+    """`token` multiplies a spike by its token's step 2 * theta; `none` leaves unit spikes, as recorded."""
+    surrogate: Surrogate = Surrogate()
+    """Stand-in derivative of the threshold."""

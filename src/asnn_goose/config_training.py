@@ -1,0 +1,174 @@
+"""How a student is trained: objective, budget and optimizer, and the stages that share the budget."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from asnn_goose.config_text import Section, stated_fields
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MomentDecay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class FixedTemperature(Section):
+    """One temperature for the whole run (Hinton et al. 2015)."""
+
+    kind: Literal["fixed"] = "fixed"
+    value: float = Field(default=2.0, gt=0.0, le=100.0)
+    """Divides teacher and student logits; the loss is multiplied by its square."""
+
+
+class Objective(Section):
+    """What is minimized, in nats per token.
+
+    kl_weight * T^2 * KL(teacher || student) + cross_entropy_weight * CE, both averaged over the tokens.
+    """
+
+    temperature: FixedTemperature = FixedTemperature()
+    kl_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the forward KL term."""
+    cross_entropy_weight: float = Field(default=0.0, ge=0.0)
+    """Weight of the next-token cross-entropy term."""
+    chunk_tokens: int = Field(default=256, ge=1)
+    """Tokens whose logits exist at one time."""
+
+    @model_validator(mode="after")
+    def _something_is_minimized(self) -> "Objective":
+        if self.kl_weight == 0.0 and self.cross_entropy_weight == 0.0:
+            raise ValueError("objective.kl_weight and objective.cross_entropy_weight are 0: raise one of them")
+        return self
+
+
+class EarlyStopping(Section):
+    """Stop when the evaluation perplexity has not fallen for a while."""
+
+    patience_steps: int = Field(default=500, ge=1)
+    """Steps without an improvement after which the run stops."""
+    min_delta: float = Field(default=1.0, ge=0.0)
+    """Smallest fall in perplexity that counts."""
+
+
+class TrainingOptions(Section):
+    """What both budgets share."""
+
+    batch_size: int = Field(default=8, ge=1)
+    """Rows a micro-batch holds on each process."""
+    accumulation: int = Field(default=1, ge=1)
+    """Micro-batches a step sums over."""
+    window: int = Field(default=256, ge=2)
+    """Tokens a row holds."""
+    learning_rate: float = Field(default=3e-4, gt=0.0)
+    """Peak learning rate of AdamW."""
+    copied_learning_rate: float | None = Field(default=None, gt=0.0)
+    """Peak for weights taken over from the teacher; null is the same as for new ones."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps of linear warm-up."""
+    learning_rate_floor: float = Field(default=0.0, ge=0.0, le=1.0)
+    """End of the cosine as a share of the peak."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """Decay of matrices; norms, gains and other vectors have none."""
+    betas: tuple[MomentDecay, MomentDecay] = Field(default=(0.9, 0.95), strict=False)
+    """AdamW's moment decays."""
+    clip_norm: float = Field(default=1.0, gt=0.0)
+    """Largest gradient norm."""
+    precision: Precision = "auto"
+    """auto times bf16 and fp32 once and takes the faster."""
+    compile: bool = False
+    """Compile the student with torch.compile; where that fails it runs uncompiled and says so."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the weights and the order of the data."""
+    logging_interval: int = Field(default=10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    evaluation_interval: int = Field(default=100, ge=1)
+    """Steps between evaluations."""
+    checkpoint_interval: int = Field(default=100, ge=1)
+    """Steps between checkpoints."""
+    early_stopping: EarlyStopping | None = None
+    """Null trains the whole budget."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(default=(), strict=False)
+    """Experiment trackers, each from its own package."""
+
+
+class TrainingBySteps(TrainingOptions):
+    """A budget in optimizer steps."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps done."""
+
+
+class TrainingByTokens(TrainingOptions):
+    """A budget in tokens."""
+
+    tokens: int = Field(ge=1)
+    """Tokens trained on, rounded up to whole steps."""
+
+
+def training_tag(value: Any) -> str | None:
+    """Which budget a mapping or model states: `steps` or `tokens`."""
+    fields = stated_fields(value)
+    stated = [key for key in ("steps", "tokens") if key in fields]
+    return stated[0] if len(stated) == 1 else None
+
+
+Training = Annotated[
+    Annotated[TrainingBySteps, Tag("steps")] | Annotated[TrainingByTokens, Tag("tokens")],
+    Discriminator(
+        training_tag,
+        custom_error_type="training_budget",
+        custom_error_message="training needs exactly one budget, `steps` or `tokens`",
+    ),
+]
+
+
+class StageExit(Section):
+    """Ends a stage before its budget is used, judged at evaluations by the student's perplexity.
+
+    A relative error of hidden states would mislead: a small one can leave a large perplexity.
+    """
+
+    below_ratio: float | None = Field(default=None, gt=0.0)
+    """Ends it once the student's perplexity is at most this multiple of the teacher's."""
+    least_gain: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Ends it once an evaluation is below the one before by less than this fraction."""
+
+
+class StageOptions(Section):
+    """What every stage has; null takes the recipe's own."""
+
+    share: float = Field(gt=0.0)
+    """Part of the training budget that the stage gets, relative to the other stages' shares."""
+    train: Literal["all", "mixers", "new"] = "all"
+    """All weights, those of the mixers, or only what the teacher did not give."""
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    """Peak learning rate of new weights."""
+    copied_learning_rate: float | None = Field(default=None, gt=0.0)
+    """Peak for weights taken over from the teacher; null is the recipe's, then the stage's own learning_rate."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Rows a micro-batch holds on each process."""
+    window: int | None = Field(default=None, ge=2)
+    """Tokens a row holds."""
+    exit: StageExit | None = None
+    """Null uses the whole budget."""
+
+
+class AlignStage(StageOptions):
+    """Each mixer learns its teacher's attention alone, fed what that was fed: sum of |m - a|^2 over sum of |a|^2."""
+
+    kind: Literal["align"]
+    name: str = "align"
+    """What metrics and results call the stage."""
+    train: Literal["mixers", "new"] = "mixers"
+    """The weights of the mixers, or only those that the teacher did not give."""
+
+
+class DistillStage(StageOptions):
+    """The student learns its teacher's predictions."""
+
+    kind: Literal["distill"] = "distill"
+    name: str = "distill"
+    """What metrics and results call the stage."""
+    objective: Objective | None = None
+    """What is minimized; null is the recipe's objective."""
+
+
+Stage = Annotated[AlignStage | DistillStage, Field(discriminator="kind")]

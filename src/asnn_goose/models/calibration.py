@@ -1,0 +1,95 @@
+"""Starting values for what a copy leaves free: a mixer's timescales, erasing, and gains, from the teacher's attention.
+
+Copied projections say what is written and read, but not how long it is kept, how strongly a new value takes an old
+one's place, or how large a read must be. Each key/value head takes the timescale and erase rate of a grid whose
+reads come nearest to what the teacher's heads found; each channel's gain is then the least-squares one, and the output
+projection the ridge regression that stays near the copied one. No gradient is taken.
+The idea of setting these from attention statistics: Taylor-Calibrate (arXiv 2606.16429); grid and regression are ours.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.models.sublayers import AttentionRecord
+
+TIMESCALES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
+"""Tokens after which a state has decayed to 1/e."""
+ERASE_RATES = (0.02, 0.1, 0.3, 0.7)
+GRID_TOKENS = 2048
+"""Tokens on which the grid is searched; the regressions take all."""
+RIDGE = 0.1
+"""How strongly the copied output projection holds, as a multiple of the mean square of what it reads."""
+EPSILON = 1e-12
+
+
+@torch.no_grad()
+def calibrate_from_attention(student: GooseForCausalLM, records: Sequence[AttentionRecord]) -> None:
+    """Set decay, erase rate and gain of every mixer, given what the teacher's attention did in its place."""
+    for mixer, record in zip(student.model.mixers(), records, strict=True):
+        calibrate_mixer(cast(GooseMixer, mixer), record)
+
+
+@torch.no_grad()
+def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
+    """Set one mixer's decay, erase rate, gain and output projection; its input-dependent parts stay as they are."""
+    dtype = mixer.head_norm.dtype
+    given, found = record.given.to(dtype), record.found.to(dtype)
+    rows = max(1, GRID_TOKENS // given.shape[1])
+    _search_rates(mixer, given[:rows], found[:rows])
+    read, _, _ = mixer.read(given)
+    products, squares = _moments(read, found)
+    mixer.head_norm.copy_(products / squares.clamp_min(EPSILON))
+    _fit_output(mixer, read * mixer.head_norm, record.output)
+
+
+def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
+    """Give each key/value head the decay and erase rate that let its reads explain most."""
+    decay, erase, _ = mixer.rates.bias.view(3, mixer.shape.key_value_heads)
+    grid = torch.tensor(
+        [(_logit(1 / (timescale * -LEAST_LOG_DECAY)), _logit(rate)) for timescale in TIMESCALES for rate in ERASE_RATES]
+    ).to(decay)  # candidates 2
+    before, explained = mixer.rates.bias.clone(), []
+    for candidate in grid:
+        decay.fill_(candidate[0])
+        erase.fill_(candidate[1])
+        explained.append(_explained(mixer, given, found))
+    scores, best = torch.stack(explained).max(dim=0)  # heads
+    mixer.rates.bias.copy_(before)
+    decay.copy_(torch.where(scores > 0, grid[best, 0], decay))
+    erase.copy_(torch.where(scores > 0, grid[best, 1], erase))
+
+
+def _fit_output(mixer: GooseMixer, gained: Tensor, target: Tensor) -> None:
+    """W = argmin |n W^T - y|^2 + ridge |W - W_copied|^2, in float64."""
+    reads, outputs = gained.flatten(0, 1).double(), target.flatten(0, 1).double()
+    if mixer.output.bias is not None:
+        outputs = outputs - mixer.output.bias.double()
+    copied = mixer.output.weight.double()
+    squares = reads.T @ reads
+    ridge = RIDGE * squares.diagonal().mean().clamp_min(EPSILON)
+    identity = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
+    solved = torch.linalg.solve(squares + ridge * identity, reads.T @ outputs + ridge * copied.T)
+    mixer.output.weight.copy_(solved.T)
+
+
+def _explained(mixer: GooseMixer, given: Tensor, found: Tensor) -> Float[Tensor, " heads"]:
+    """How much of each key/value head's squared target the best gains explain."""
+    products, squares = _moments(mixer.read(given)[0], found)
+    explained = products.square() / squares.clamp_min(EPSILON)
+    return explained.view(mixer.shape.key_value_heads, -1).sum(dim=1)
+
+
+def _moments(read: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Each channel's sums of read times target and of squared read."""
+    return (read * found).sum(dim=(0, 1)), read.square().sum(dim=(0, 1))
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))

@@ -1,0 +1,68 @@
+"""What a transformer's attention was given and what it gave, layer by layer, from one forward pass."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from asnn_goose.models.anatomy import TeacherBlock
+from asnn_goose.models.teacher import body_hidden_states
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """One layer's attention in one forward pass.
+
+    Attributes:
+        given: Its normalized input.
+        found: What the heads found, side by side, before the output projection.
+        output: What it added to the residual stream.
+    """
+
+    given: Float[Tensor, "batch time width"]
+    found: Float[Tensor, "batch time read"]
+    output: Float[Tensor, "batch time width"]
+
+
+@torch.no_grad()
+def attention_records(
+    model: PreTrainedModel, blocks: Sequence[TeacherBlock], input_ids: Int[Tensor, "batch time"]
+) -> tuple[AttentionRecord, ...]:
+    """The records of the given blocks of a teacher, as tensors that a backward pass may keep."""
+    seen: list[dict[str, Tensor]] = [{} for _ in blocks]
+    with _watched(blocks, seen):
+        body_hidden_states(model.base_model, input_ids)
+    return tuple(AttentionRecord(**record) for record in seen)
+
+
+@contextmanager
+def _watched(blocks: Sequence[TeacherBlock], seen: list[dict[str, Tensor]]) -> Iterator[None]:
+    hooks = []
+    for block, record in zip(blocks, seen, strict=True):
+
+        def keep_ends(
+            module: nn.Module, given: Any, named: Any, result: Any, record: dict[str, Tensor] = record
+        ) -> None:
+            record["given"] = given[0] if given else named["hidden_states"]
+            record["output"] = result[0] if isinstance(result, tuple) else result
+
+        def keep_middle(module: nn.Module, given: Any, record: dict[str, Tensor] = record) -> None:
+            record["found"] = given[0]
+
+        hooks.append(block.attention.register_forward_hook(keep_ends, with_kwargs=True))
+        hooks.append(_output_projection(block.attention).register_forward_pre_hook(keep_middle))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _output_projection(attention: Any) -> nn.Module:
+    projection: nn.Module = attention.c_proj if hasattr(attention, "c_proj") else attention.o_proj
+    return projection

@@ -1,0 +1,103 @@
+"""What stands ready before a run trains: evaluation text, the student, its controls, its calibration, its rows."""
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from asnn_goose.config import Recipe
+from asnn_goose.config_student import GooseStudent
+from asnn_goose.data.batches import BatchPlan
+from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
+from asnn_goose.evaluation.student import student_perplexity
+from asnn_goose.models.anatomy import TeacherBlock, teacher_anatomy
+from asnn_goose.models.build import build_student
+from asnn_goose.models.calibration import calibrate_from_attention
+from asnn_goose.models.from_teacher import kept_layers
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.models.sublayers import attention_records
+from asnn_goose.models.teacher import Teacher
+from asnn_goose.run_dir import RunDirectory
+from asnn_goose.training.rows import PreparedText
+from asnn_goose.training.samples import held_out_beginnings
+from asnn_goose.training.stages import StagePlan
+from asnn_goose.training.work import RunMaterial
+
+
+def prepare_material(
+    recipe: Recipe,
+    text: PreparedText,
+    teacher: Teacher,
+    accelerator: Accelerator,
+    folder: RunDirectory,
+    console: Console,
+) -> RunMaterial:
+    """Evaluation windows, the teacher's perplexity on them, and the student with what it takes over."""
+    windows = evaluation_windows(text.separator.join(text.held_out), teacher.tokenizer, recipe.evaluation)
+    student = build_student(recipe.student, recipe.spikes, teacher, recipe.training.seed)
+    student.to(accelerator.device).train()
+    beginnings = held_out_beginnings(text.held_out, windows.rows, teacher.tokenizer, recipe.samples)
+    perplexity = measured_teacher_perplexity(teacher, windows, folder, console)
+    return RunMaterial(teacher, student, windows, beginnings, folder, perplexity)
+
+
+def prepare_student(
+    recipe: Recipe, material: RunMaterial, text: PreparedText, accelerator: Accelerator, console: Console
+) -> None:
+    """Measure the controls, if the recipe asks for them, and fit what the copy left free to the teacher's attention."""
+    options = recipe.student
+    if recipe.controls:
+        drawn = options.model_copy(update={"initialization": "random"})
+        control = build_student(drawn, recipe.spikes, material.teacher, recipe.training.seed)
+        measure_control("random_weights", control.to(accelerator.device), recipe, material, console)
+        if options.initialization == "teacher":
+            measure_control("untrained_conversion", material.student, recipe, material, console)
+    if isinstance(options, GooseStudent) and options.initialization == "teacher" and options.calibration_tokens:
+        window = recipe.training.window
+        rows = text.rows(window)
+        batch = BatchPlan(rows, -(-options.calibration_tokens // window), recipe.training.seed).batch(0)
+        with console.status("fitting timescales and gains to the teacher's attention"):
+            blocks = replaced_blocks(recipe, material.teacher)
+            records = attention_records(material.teacher.model, blocks, batch.to(accelerator.device))
+            calibrate_from_attention(material.student, records)
+
+
+def measure_control(
+    name: str, student: GooseForCausalLM, recipe: Recipe, material: RunMaterial, console: Console
+) -> None:
+    """Measure the perplexity of something that was not trained, on the run's windows, and keep it in the metrics."""
+    with console.status(f"measuring the control {name}"):
+        found = student_perplexity(student, material.windows, recipe.training.batch_size)
+    material.folder.append_metrics(step=0, control=name, control_perplexity=found.perplexity)
+    ratio = found.perplexity / material.teacher_perplexity
+    console.print(
+        f"control {name.replace('_', ' ')}: perplexity {found.perplexity:,.2f}, {ratio:,.3g}x the teacher's",
+        highlight=False,
+    )
+
+
+def stage_batches(recipe: Recipe, plan: StagePlan, text: PreparedText, accelerator: Accelerator) -> BatchPlan:
+    """The rows of one stage, in an order of its own."""
+    rows = text.rows(plan.window)
+    seed = recipe.training.seed + plan.index
+    return BatchPlan(rows, plan.batch_size, seed, accelerator.num_processes, accelerator.process_index)
+
+
+def replaced_blocks(recipe: Recipe, teacher: Teacher) -> tuple[TeacherBlock, ...]:
+    """The teacher's blocks that the student's stand for; none where its mixers are no attention's."""
+    if not isinstance(recipe.student, GooseStudent):
+        return ()
+    blocks = teacher_anatomy(teacher.model, teacher.name).blocks
+    return tuple(blocks[index] for index in kept_layers(recipe.student.keep_layers, len(blocks)))
+
+
+def measured_teacher_perplexity(
+    teacher: Teacher, windows: EvaluationWindows, folder: RunDirectory, console: Console
+) -> float:
+    """The teacher's perplexity on the run's windows, measured once a run and kept in its metrics."""
+    known = [line["teacher_perplexity"] for line in folder.metrics() if "teacher_perplexity" in line]
+    if known:
+        return float(known[0])
+    with console.status("measuring the teacher's perplexity"):
+        result = measure_perplexity(teacher.hidden_states, teacher.head, windows)
+    folder.append_metrics(step=0, teacher_perplexity=result.perplexity)
+    console.print(f"teacher perplexity {result.perplexity:,.2f} ({windows.statement})", highlight=False)
+    return result.perplexity

@@ -1,0 +1,139 @@
+"""The stages of a run: how they share its budget, and which weights each of them trains at which rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from asnn_goose.config import Recipe
+from asnn_goose.config_student import GooseStudent
+from asnn_goose.config_training import DistillStage, Objective, Stage, StageExit, TrainingBySteps, TrainingOptions
+from asnn_goose.models.student import GooseForCausalLM
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage with everything settled.
+
+    Attributes:
+        index: Place among the run's stages.
+        name: What metrics and results call it.
+        kind: `align` or `distill`.
+        steps: Optimizer steps of its budget.
+        train: Which weights it trains.
+        batch_size: Rows a micro-batch holds on each process.
+        window: Tokens a row holds.
+        accumulation: Micro-batches a step sums over.
+        processes: Processes that train together.
+        learning_rate: Peak for new weights.
+        copied_learning_rate: Peak for weights taken over from the teacher.
+        objective: What is minimized; unused by `align`.
+        exit: What ends it early.
+    """
+
+    index: int
+    name: str
+    kind: Literal["align", "distill"]
+    steps: int
+    train: Literal["all", "mixers", "new"]
+    batch_size: int
+    window: int
+    accumulation: int
+    processes: int
+    learning_rate: float
+    copied_learning_rate: float
+    objective: Objective
+    exit: StageExit | None
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows one optimizer step sums over, on all processes together."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of these rows."""
+        return self.rows_per_step * self.window
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the stage's budget."""
+        return self.steps * self.tokens_per_step
+
+
+def plan_stages(recipe: Recipe, processes: int) -> tuple[StagePlan, ...]:
+    """The run's stages in order; a recipe without stages has one that distills into all weights."""
+    stages: tuple[Stage, ...] = recipe.stages or (DistillStage(share=1.0),)
+    whole = sum(stage.share for stage in stages)
+    return tuple(_settled(index, stage, stage.share / whole, recipe, processes) for index, stage in enumerate(stages))
+
+
+def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: int) -> StagePlan:
+    training = recipe.training
+    batch_size = stage.batch_size or training.batch_size
+    window = stage.window or training.window
+    rate = stage.learning_rate or training.learning_rate
+    rows = batch_size * training.accumulation * processes
+    objective = stage.objective if isinstance(stage, DistillStage) else None
+    return StagePlan(
+        index=index,
+        name=stage.name,
+        kind=stage.kind,
+        steps=stage_steps(training, share, rows * window),
+        train=stage.train,
+        batch_size=batch_size,
+        window=window,
+        accumulation=training.accumulation,
+        processes=processes,
+        learning_rate=rate,
+        copied_learning_rate=stage.copied_learning_rate or training.copied_learning_rate or rate,
+        objective=objective or recipe.objective,
+        exit=stage.exit,
+    )
+
+
+def stage_steps(training: TrainingOptions, share: float, tokens_per_step: int) -> int:
+    """Optimizer steps of a share of the budget, at least one; a budget in tokens is rounded up."""
+    if isinstance(training, TrainingBySteps):
+        return max(1, round(share * training.steps))
+    tokens: int = training.tokens  # type: ignore[attr-defined]
+    # Rounded before it is rounded up: a third of three million is a million.
+    return max(1, math.ceil(round(share * tokens / tokens_per_step, 6)))
+
+
+def ends_early(exit: StageExit | None, before: float | None, now: float, teacher: float) -> bool:
+    """Whether a stage has reached what it was for: perplexity now, at the evaluation before, and the teacher's."""
+    if exit is None:
+        return False
+    if exit.below_ratio is not None and now <= exit.below_ratio * teacher:
+        return True
+    return exit.least_gain is not None and before is not None and now > (1.0 - exit.least_gain) * before
+
+
+def copied_parameters(student: GooseForCausalLM, recipe: Recipe) -> set[nn.Parameter]:
+    """The weights that came from the teacher: none of a random student, and of a mixer only what attention has too."""
+    if recipe.student.initialization == "random":
+        return set()
+    fresh = new_mixer_parameters(student, isinstance(recipe.student, GooseStudent))
+    return {parameter for parameter in student.parameters() if parameter not in fresh}
+
+
+def new_mixer_parameters(student: GooseForCausalLM, attention_is_copied: bool) -> set[nn.Parameter]:
+    """The weights of the mixers that no teacher can give."""
+    return {
+        parameter
+        for mixer in student.model.mixers()
+        for name, parameter in mixer.named_parameters()
+        if not (attention_is_copied and name.split(".")[0] in mixer.COPIED)
+    }
+
+
+def trained_parameters(
+    student: GooseForCausalLM, train: Literal["all", "mixers", "new"], copied: set[nn.Parameter]
+) -> set[nn.Parameter]:
+    """The weights that a stage trains."""
+    if train == "all":
+        return set(student.parameters())
+    mixers = {parameter for mixer in student.model.mixers() for parameter in mixer.parameters()}
+    return mixers if train == "mixers" else mixers - copied

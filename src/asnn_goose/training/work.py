@@ -1,0 +1,88 @@
+"""What a run and each of its stages work with: models, rows, the differentiable step, the optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from asnn_goose.config import Recipe
+from asnn_goose.data.batches import BatchPlan
+from asnn_goose.evaluation.perplexity import EvaluationWindows
+from asnn_goose.models.anatomy import TeacherBlock
+from asnn_goose.models.block import run_block
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.models.sublayers import attention_records
+from asnn_goose.models.teacher import Teacher, compile_or_fall_back
+from asnn_goose.run_dir import RunDirectory
+from asnn_goose.training.align import AlignmentStep, run_mixer
+from asnn_goose.training.optimizer import build_optimizer
+from asnn_goose.training.stages import StagePlan, copied_parameters, trained_parameters
+from asnn_goose.training.step import DistillationStep
+
+
+@dataclass(frozen=True)
+class RunMaterial:
+    """What a run works on: models, evaluation text, beginnings of it to continue, and where it leaves its traces."""
+
+    teacher: Teacher
+    student: GooseForCausalLM
+    windows: EvaluationWindows
+    beginnings: tuple[Tensor, ...]
+    folder: RunDirectory
+    teacher_perplexity: float
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What one stage works with.
+
+    Attributes:
+        plan: Its budget, rates and exit.
+        batches: Its rows.
+        module: The differentiable step, not yet wrapped: token ids and what `observe` gives, to loss sums.
+        observe: What the step wants to see of the teacher on given token ids.
+        optimizer: Over the weights that the stage trains.
+    """
+
+    plan: StagePlan
+    batches: BatchPlan
+    module: nn.Module
+    observe: Callable[[Tensor], Any]
+    optimizer: AdamW
+
+
+def build_work(
+    plan: StagePlan, recipe: Recipe, material: RunMaterial, replaced: tuple[TeacherBlock, ...], batches: BatchPlan
+) -> StageWork:
+    """What a stage needs, with the weights that it trains set free and all others held.
+
+    Args:
+        plan: The stage.
+        recipe: The run.
+        material: Models and the rest of the run.
+        replaced: The teacher's blocks that the student's stand for, in order; empty where it has none.
+        batches: The stage's rows.
+    """
+    student, teacher = material.student, material.teacher
+    copied = copied_parameters(student, recipe)
+    trained = trained_parameters(student, plan.train, copied)
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter in trained)
+    module: nn.Module
+    observe: Callable[[Tensor], Any]
+    compiled = recipe.training.compile
+    if plan.kind == "align":
+        runner = compile_or_fall_back(run_mixer, "mixer", dynamic=False) if compiled else run_mixer
+        module = AlignmentStep(student, runner)
+
+        def observe(ids: Tensor) -> Any:
+            """The teacher's attention, given and found."""
+            return attention_records(teacher.model, replaced, ids)
+    else:
+        if compiled:
+            student.model.block_runner = compile_or_fall_back(run_block, "student", dynamic=False)
+        module = DistillationStep(student, teacher.head, plan.objective)
+        observe = teacher.hidden_states
+    return StageWork(plan, batches, module, observe, build_optimizer(module, recipe.training, plan, copied))

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from asnn_goose.models.calibration import TIMESCALES, calibrate_mixer
+from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer, GooseShape
+from asnn_goose.models.sublayers import AttentionRecord
+
+SHAPE = GooseShape(width=16, heads=4, key_value_heads=2, head_width=4, bias=True, output_bias=True)
+
+
+@pytest.fixture
+def record():
+    """What a mixer with known rates and gains does, in the place of an attention."""
+    torch.manual_seed(0)
+    source = GooseMixer(SHAPE, {})
+    timescales = (TIMESCALES[2], TIMESCALES[6])
+    with torch.no_grad():
+        source.rates.bias[:2] = torch.tensor([1 / (t * -LEAST_LOG_DECAY) for t in timescales]).logit()
+        source.rates.bias[2:4] = torch.tensor([0.02, 0.7]).logit()
+        source.head_norm.copy_(torch.linspace(0.5, 3.0, 16))
+        given = torch.randn(8, 64, 16)
+        found = source.read(given)[0] * source.head_norm
+        return source, timescales, AttentionRecord(given, found, source.output(found))
+
+
+def fresh(source):
+    mixer = GooseMixer(SHAPE, {})
+    names = ("receptance", "key", "value", "output")
+    mixer.load_state_dict({k: v for k, v in source.state_dict().items() if k.split(".")[0] in names}, strict=False)
+    return mixer
+
+
+def test_rates_and_gains_that_made_the_target_are_found_again(record):
+    source, timescales, seen = record
+    mixer = fresh(source)
+    calibrate_mixer(mixer, seen)
+    found = 1 / (torch.sigmoid(mixer.rates.bias[:2]) * -LEAST_LOG_DECAY)
+    torch.testing.assert_close(found, torch.tensor(timescales), rtol=1e-4, atol=0)
+    torch.testing.assert_close(torch.sigmoid(mixer.rates.bias[2:4]), torch.tensor([0.02, 0.7]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(mixer.head_norm, source.head_norm, rtol=1e-3, atol=1e-3)
+
+
+def test_the_fitted_output_is_nearer_to_the_target_than_the_copied_one(record):
+    source, _, seen = record
+    target = torch.tanh(seen.output * 2)
+    seen = AttentionRecord(seen.given, seen.found, target)
+    mixer = fresh(source)
+    calibrate_mixer(mixer, seen)
+    copied = fresh(source)
+    copied.load_state_dict({**mixer.state_dict(), "output.weight": source.output.weight}, strict=True)
+    errors = [(part(seen.given).residual - target).square().mean() for part in (mixer, copied)]
+    assert errors[0] < errors[1]
+
+
+def test_an_attention_that_finds_nothing_leaves_finite_weights(record):
+    source, _, seen = record
+    mixer = fresh(source)
+    calibrate_mixer(mixer, AttentionRecord(seen.given, torch.zeros_like(seen.found), torch.zeros_like(seen.output)))
+    assert all(torch.isfinite(parameter).all() for parameter in mixer.parameters())

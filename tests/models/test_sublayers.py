@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from asnn_goose.models.anatomy import teacher_anatomy
+from asnn_goose.models.sublayers import attention_records
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request, teacher, llama):
+    return teacher.model if request.param == "gpt2" else llama
+
+
+def test_output_is_the_projection_of_what_the_heads_found(model):
+    blocks = teacher_anatomy(model, "model").blocks
+    ids = torch.arange(10).reshape(2, 5)
+    for block, record in zip(blocks, attention_records(model, blocks, ids), strict=True):
+        output = functional.linear(record.found, block.parts.output.weight, block.parts.output.bias)
+        torch.testing.assert_close(record.output, output)
+
+
+def test_what_attention_was_given_makes_it_find_the_same_again(model):
+    blocks = teacher_anatomy(model, "model").blocks
+    record = attention_records(model, blocks, torch.arange(10).reshape(2, 5))[0]
+    block = blocks[0]
+    value = functional.linear(record.given, block.parts.value.weight, block.parts.value.bias)
+    # The first token can only look at itself, so its heads find its own value.
+    heads = record.found[:, 0].shape[-1] // value.shape[-1]
+    width = block.attention.head_dim
+    expected = value[:, 0].unflatten(-1, (-1, width)).repeat_interleave(heads, dim=1).flatten(1)
+    torch.testing.assert_close(record.found[:, 0], expected)
+
+
+def test_only_the_blocks_asked_for_are_recorded_and_no_hook_stays(model):
+    blocks = teacher_anatomy(model, "model").blocks
+    assert len(attention_records(model, blocks[1:], torch.arange(4).reshape(1, 4))) == len(blocks) - 1
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from asnn_goose.config import Recipe
+from asnn_goose.config_student import Spikes, WkvStudent
+from asnn_goose.config_training import StageExit, TrainingByTokens
+from asnn_goose.models.build import build_student
+from asnn_goose.training.stages import copied_parameters, ends_early, plan_stages, stage_steps, trained_parameters
+
+
+def recipe(**sections):
+    training = {"steps": 10, "batch_size": 4, "window": 32, "accumulation": 3, **sections.pop("training", {})}
+    fields = {
+        "data": {"name": "pocket"}, "teacher": {"name": "pocket"}, "student": {"mixer": "goose"}, "training": training,
+    }  # fmt: skip
+    return Recipe.model_validate({**fields, **sections}, strict=False)
+
+
+def test_a_step_sums_over_rows_windows_micro_batches_and_processes():
+    assert plan_stages(recipe(), processes=2)[0].tokens_per_step == 4 * 32 * 3 * 2
+
+
+def test_a_recipe_without_stages_is_one_that_distills_into_everything():
+    (plan,) = plan_stages(recipe(training={"copied_learning_rate": 1e-5}), processes=1)
+    assert (plan.kind, plan.train, plan.steps, plan.copied_learning_rate) == ("distill", "all", 10, 1e-5)
+
+
+def test_a_budget_in_tokens_is_rounded_up_to_whole_steps():
+    assert stage_steps(TrainingByTokens(tokens=1000), 1.0, tokens_per_step=128) == 8
+    assert stage_steps(TrainingByTokens(tokens=1000), 1.0, tokens_per_step=256) == 4
+    assert stage_steps(TrainingByTokens(tokens=3_000_000), 1 / 3, tokens_per_step=1_000_000) == 1
+
+
+def test_stages_share_the_budget_and_may_have_windows_and_rates_of_their_own():
+    stages = [
+        {"kind": "align", "share": 1, "learning_rate": 2e-3},
+        {"kind": "distill", "share": 2},
+        {"kind": "distill", "name": "long", "share": 1, "window": 64, "batch_size": 2, "copied_learning_rate": 1e-5},
+    ]
+    plans = plan_stages(recipe(stages=stages, training={"steps": 40}), processes=1)
+    assert [plan.steps for plan in plans] == [10, 20, 10]
+    assert [plan.tokens_per_step for plan in plans] == [384, 384, 384]
+    assert plans[0].learning_rate == plans[0].copied_learning_rate == 2e-3
+    assert plans[2].copied_learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("exit", "before", "now", "expected"),
+    [
+        (None, 20.0, 20.0, False),
+        (StageExit(below_ratio=1.5), None, 15.0, True),
+        (StageExit(below_ratio=1.5), None, 15.1, False),
+        (StageExit(least_gain=0.1), 20.0, 18.1, True),
+        (StageExit(least_gain=0.1), 20.0, 17.9, False),
+        (StageExit(least_gain=0.1), None, 20.0, False),
+        (StageExit(least_gain=0.1), 20.0, float("nan"), False),
+    ],
+)
+def test_a_stage_ends_on_perplexity(exit, before, now, expected):
+    assert ends_early(exit, before, now, teacher=10.0) is expected
+
+
+def test_what_attention_has_too_counts_as_copied(teacher):
+    options = recipe()
+    student = build_student(options.student, options.spikes, teacher, 0)
+    copied = copied_parameters(student, options)
+    mixer = student.model.mixers()[0]
+    assert {mixer.key.weight, mixer.output.bias, student.model.embed_tokens.weight} <= copied
+    assert not {mixer.taps, mixer.rates.weight, mixer.head_norm, mixer.gate_up.weight} & copied
+    random = options.model_copy(update={"student": options.student.model_copy(update={"initialization": "random"})})
+    assert copied_parameters(student, random) == set()
+
+
+def test_a_wkv_mixer_is_new_from_end_to_end(teacher):
+    options = recipe(student={"mixer": "wkv", "initialization": "teacher", "width": 256, "layers": 1, "mlp": "gelu",
+                              "max_positions": 512})  # fmt: skip
+    student = build_student(options.student, Spikes(), teacher, 0)
+    assert not set(student.model.mixers()[0].parameters()) & copied_parameters(student, options)
+    assert isinstance(options.student, WkvStudent)
+
+
+def test_the_weights_of_a_stage_are_everything_the_mixers_or_what_is_new(teacher):
+    options = recipe()
+    student = build_student(options.student, options.spikes, teacher, 0)
+    copied = copied_parameters(student, options)
+    everything, mixers, new = (trained_parameters(student, part, copied) for part in ("all", "mixers", "new"))
+    assert new < mixers < everything
+    assert new == mixers - copied
+    assert sum(torch.numel(p) for p in everything) == student.num_parameters()

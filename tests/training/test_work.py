@@ -1,0 +1,55 @@
+import pytest
+
+from asnn_goose.config_student import GooseStudent
+from asnn_goose.data.batches import BatchPlan
+from asnn_goose.data.tokens import TokenRows
+from asnn_goose.evaluation.perplexity import evaluation_windows
+from asnn_goose.models.build import build_student
+from asnn_goose.training.align import AlignmentStep
+from asnn_goose.training.prepare import replaced_blocks
+from asnn_goose.training.stages import plan_stages
+from asnn_goose.training.step import DistillationStep
+from asnn_goose.training.work import RunMaterial, build_work
+
+
+@pytest.fixture
+def works(small_recipe, teacher, real_text):
+    """The work of an alignment and of a distillation of the same student."""
+    base = small_recipe().model_dump(mode="json")
+    stages = [{"kind": "align", "share": 1, "train": "new"}, {"kind": "distill", "share": 1}]
+    recipe = type(small_recipe()).model_validate(
+        {**base, "student": {"mixer": "goose"}, "stages": stages}, strict=False
+    )
+    assert isinstance(recipe.student, GooseStudent)
+    windows = evaluation_windows(real_text[:5000], teacher.tokenizer, recipe.evaluation)
+    student = build_student(recipe.student, recipe.spikes, teacher, 0)
+    material = RunMaterial(teacher, student, windows, (), None, 8.0)
+    rows = BatchPlan(TokenRows(windows.rows.tokens, 32, 32), 2, 0)
+    replaced = replaced_blocks(recipe, teacher)
+    return student, rows, lambda index: build_work(plan_stages(recipe, 1)[index], recipe, material, replaced, rows)
+
+
+def test_an_alignment_of_what_is_new_trains_nothing_that_was_copied(works):
+    student, rows, build = works
+    work = build(0)
+    assert isinstance(work.module, AlignmentStep)
+    ids = rows.batch(0)
+    before = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
+    work.module(ids, work.observe(ids)).loss.backward()
+    work.optimizer.step()
+    changed = {
+        name.split(".")[-2] for name, parameter in student.named_parameters() if (parameter != before[name]).any()
+    }
+    assert "rates" in changed
+    assert not changed & {"key", "value", "receptance", "output", "up", "embed_tokens"}
+
+
+def test_the_next_stage_sets_all_weights_free_again(works):
+    student, rows, build = works
+    build(0)
+    work = build(1)
+    assert isinstance(work.module, DistillationStep)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    ids = rows.batch(0)
+    work.module(ids, work.observe(ids)).loss.backward()
+    assert student.model.embed_tokens.weight.grad is not None
