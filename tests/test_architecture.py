@@ -23,7 +23,7 @@ LAYERS = [
     {"kernels"},
     {"report"},
     {"environment", "run_dir", "presets"},
-    {"overrides", "recipe_errors", "results", "recorded", "measurements"},
+    {"overrides", "recipe_errors", "results", "recorded", "checks", "measurements"},
     {"config"},
     {"config_student", "config_training"},
     {"config_text"},

@@ -3,8 +3,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from asnn_goose.checks import check
 from asnn_goose.errors import RunFolderError
-from asnn_goose.results import Check, ModelResult, Protocol, Results, check, quotient
+from asnn_goose.results import ModelResult, Protocol, Results
 
 STABLE_PATHS = """
     teacher.perplexity student.perplexity ratio.to_teacher ratio.to_dense_twin student.parameters compression_ratio
@@ -62,23 +63,6 @@ def test_what_is_not_finite_is_null():
 def test_each_check_shows_name_value_threshold_and_outcome():
     document = json.loads(results(checks=(check("beats", 3.0, "<", 4.0),)).to_json())["checks"][0]
     assert document == {"name": "beats", "value": 3.0, "comparison": "<", "threshold": 4.0, "passed": True}
-
-
-@pytest.mark.parametrize(("comparison", "outcomes"), [("<", "100"), ("<=", "110"), (">", "001"), (">=", "011")])
-def test_checks_compare_value_with_threshold(comparison, outcomes):
-    assert "".join(str(int(check("x", value, comparison, 2.0).passed)) for value in (1.0, 2.0, 3.0)) == outcomes
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_a_check_of_nothing_measured_fails(value):
-    assert check("x", value, ">=", 0.0) == Check(name="x", value=None, comparison=">=", threshold=0.0, passed=False)
-
-
-@pytest.mark.parametrize(
-    ("pair", "value"), [((3.0, 2.0), 1.5), ((None, 2.0), None), ((3.0, None), None), ((3.0, 0), None)]
-)
-def test_a_quotient_needs_both_measurements(pair, value):
-    assert quotient(*pair) == value
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])

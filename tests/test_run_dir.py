@@ -124,6 +124,21 @@ def test_a_run_without_metrics_has_none(run):
     assert run.metrics() == []
 
 
+def test_a_run_that_failed_at_once_leaves_nothing(run):
+    run.discard_if_empty()
+    assert not run.path.exists()
+
+
+def test_a_run_with_a_checkpoint_or_a_metric_stays(run):
+    run.append_metrics(0, loss=1.0)
+    run.discard_if_empty()
+    assert run.config_path.is_file()
+    run.metrics_path.unlink()
+    run.checkpoints.mkdir()
+    run.discard_if_empty()
+    assert run.config_path.is_file()
+
+
 def test_damage_in_the_middle_is_named(run):
     run.metrics_path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(RunFolderError, match="line 2 is damaged"):

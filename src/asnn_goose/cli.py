@@ -72,7 +72,12 @@ def distill(
     from asnn_goose.training.distill import distill as run_distillation
 
     _console().print(f"run folder {folder.path}", highlight=False)
-    outcome = run_distillation(resolved, folder, _console())
+    try:
+        outcome = run_distillation(resolved, folder, _console())
+    except GooseError:
+        if not resume:
+            folder.discard_if_empty()
+        raise
     if outcome.results is None:
         command = " ".join(["asnn-goose distill", recipe, *(overrides or []), "--out", str(folder.path), "--resume"])
         _console().print(f"interrupted, state saved; go on with: {command}", highlight=False, soft_wrap=True)

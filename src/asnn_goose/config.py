@@ -57,7 +57,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _windows_fit_positions(self) -> "Recipe":
-        longest = max(self.windows)
+        longest = max(self.windows.values())
         if isinstance(self.student, GooseStudent):
             # Its positions are the teacher's, which are known when the teacher is loaded.
             return self
@@ -68,7 +68,7 @@ class Recipe(Section):
         return self
 
     @property
-    def windows(self) -> tuple[int, ...]:
-        """Every number of tokens that a row or an evaluation window of the run holds."""
-        stages = (stage.window or self.training.window for stage in self.stages)
-        return (self.training.window, *stages, self.evaluation.window)
+    def windows(self) -> dict[str, int]:
+        """Every number of tokens that a row or an evaluation window of the run holds, by its key."""
+        stages = {f"stages.{place}.window": stage.window for place, stage in enumerate(self.stages) if stage.window}
+        return {"training.window": self.training.window, **stages, "evaluation.window": self.evaluation.window}

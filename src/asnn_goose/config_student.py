@@ -57,7 +57,7 @@ class GooseStudent(Section):
     """Rank of the output gate; 0 is no gate."""
     calibration_tokens: int = Field(default=16384, ge=0)
     """Tokens of training text on which rates, gains and output projections are fitted to attention; 0 fits none."""
-    backend: Literal["auto", "reference", "torch"] = "auto"
+    backend: Literal["auto", "reference", "torch", "triton"] = "auto"
     """Implementation of the recurrence."""
 
 

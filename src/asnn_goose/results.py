@@ -5,8 +5,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from asnn_goose.checks import Check
 from asnn_goose.errors import RunFolderError
-from asnn_goose.measurements import Count, Curve, Curves, Measured, Record, finite_or_none
+from asnn_goose.measurements import Count, Curve, Curves, Measured, Record
 from asnn_goose.recorded import Comparison
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -145,21 +146,6 @@ class Controls(Record):
     """The student as the teacher's weights were copied, before anything was fitted or trained."""
 
 
-class Check(Record):
-    """One thing the run had to reach; `check` decides it."""
-
-    name: str
-    """What is checked."""
-    value: Measured
-    """What was measured; null fails."""
-    comparison: Literal["<", "<=", ">", ">="]
-    """How the value must stand to the threshold."""
-    threshold: float
-    """What it is compared with, in the value's unit."""
-    passed: bool
-    """Whether value, comparison and threshold hold."""
-
-
 class Protocol(Record):
     """How perplexity was measured; figures under different protocols do not compare."""
 
@@ -280,23 +266,3 @@ class Results(Record):
             first = error.errors(include_url=False)[0]
             path = ".".join(str(part) for part in first["loc"])
             raise RunFolderError(f"{source}: {path}: {first['msg']}; the file was changed by hand") from error
-
-
-def check(name: str, value: float | None, comparison: Literal["<", "<=", ">", ">="], threshold: float) -> Check:
-    """A decided check; a value that was not measured, or is not finite, fails."""
-    measured = finite_or_none(value)
-    passed = (
-        measured is not None
-        and {
-            "<": measured < threshold,
-            "<=": measured <= threshold,
-            ">": measured > threshold,
-            ">=": measured >= threshold,
-        }[comparison]
-    )
-    return Check(name=name, value=measured, comparison=comparison, threshold=threshold, passed=passed)
-
-
-def quotient(numerator: float | None, denominator: float | None) -> float | None:
-    """One measurement over another; None where either is missing or the second is 0."""
-    return None if numerator is None or not denominator else numerator / denominator

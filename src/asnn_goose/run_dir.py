@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -191,6 +191,15 @@ class RunDirectory:
                 f"{self.path} was started with {path}={before}, now {path}={now}; "
                 "resume it with its own recipe, or give another --out"
             )
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder of a run that failed before it had anything to keep: no checkpoint, no metrics."""
+        if self.checkpoints.exists() or self.is_finished or self.metrics():
+            return
+        for path in (self.config_path, self.environment_path, self.metrics_path):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def write_results(self, results: Results) -> None:
         """Write results.json, which also marks the run as finished.

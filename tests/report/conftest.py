@@ -1,7 +1,8 @@
 import pytest
 
+from asnn_goose.checks import check
 from asnn_goose.measurements import Curve
-from asnn_goose.results import ModelResult, Protocol, Ratio, Results, SiteSpikes, SpikeResult, check
+from asnn_goose.results import ModelResult, Protocol, Ratio, Results, SiteSpikes, SpikeResult
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def end_of_text_token(tokenizer: PreTrainedTokenizerBase, other_way: str = "") -
     if end is None:
         raise DataError(
             f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no end-of-text token to put "
-            f"between documents; set its eos_token{other_way}"
+            f'between documents; set "eos_token" in its tokenizer_config.json to a token of its vocabulary{other_way}'
         )
     return end
 

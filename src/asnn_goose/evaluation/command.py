@@ -14,6 +14,7 @@ from asnn_goose.data.local_text import local_documents
 from asnn_goose.data.text import held_out_source, load_text
 from asnn_goose.errors import DataError
 from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
+from asnn_goose.models.build import check_windows
 from asnn_goose.models.loading import LoadedModel, load_causal_lm
 from asnn_goose.models.teacher import body_hidden_states, check_same_vocabulary, output_head
 from asnn_goose.presets import load_recipe
@@ -78,10 +79,13 @@ def evaluate_models(request: EvaluationRequest, console: Console) -> EvaluationR
     """
     text = evaluation_text(request)
     dtype: torch.dtype = getattr(torch, request.dtype)
-    models = [load_causal_lm(name, dtype) for name in (request.model, request.teacher) if name is not None]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = [load_causal_lm(name, dtype, device) for name in (request.model, request.teacher) if name is not None]
     if len(models) == 2:
         check_same_vocabulary(models[1], models[0])
     windows = evaluation_windows(text, models[0].tokenizer, requested_protocol(request))
+    for loaded in models:
+        check_windows(loaded, {"--window": windows.rows.window})
     rows = tuple(_measure(loaded, windows, console) for loaded in models)
     statement = f"{windows.statement}; {request.dtype}; tokenizer of {models[0].name}"
     return EvaluationReport(rows, statement, windows.scored_tokens)

@@ -140,6 +140,12 @@ class _ChunkedRule(torch.autograd.Function):
         read_gradient: Float[Tensor, "batch time heads group value"],
         state_gradient: Float[Tensor, "batch heads value key"],
     ) -> tuple[Tensor | None, ...]:
+        """All gradients, at full precision: a compiled backward is traced where the forward ran, under its autocast."""
+        with torch.autocast(read_gradient.device.type, enabled=False):
+            return _ChunkedRule.gradients(ctx, read_gradient, state_gradient)
+
+    @staticmethod
+    def gradients(ctx: Any, read_gradient: Tensor, state_gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Carry the state's gradient from the end, then form every other gradient for all chunks at once."""
         r, k, v, a, b, *rest = ctx.saved_tensors
         decays, (solved, by_state, new, before, mixed) = _Decays(*rest[:5]), rest[5:]

@@ -51,19 +51,22 @@ def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
 
 def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
     """Give each key/value head the decay and erase rate that let its reads explain most."""
-    decay, erase, _ = mixer.rates.bias.view(3, mixer.shape.key_value_heads)
+    heads = mixer.shape.key_value_heads
     grid = torch.tensor(
         [(_logit(1 / (timescale * -LEAST_LOG_DECAY)), _logit(rate)) for timescale in TIMESCALES for rate in ERASE_RATES]
-    ).to(decay)  # candidates 2
-    before, explained = mixer.rates.bias.clone(), []
+    ).to(mixer.rates.bias)  # candidates 2
+    memory = mixer.initial_memory(given)
+    inputs, _, _ = mixer.inputs(given, memory)
+    places, explained = torch.zeros(*given.shape[:2], 1, dtype=given.dtype, device=given.device), []
     for candidate in grid:
-        decay.fill_(candidate[0])
-        erase.fill_(candidate[1])
-        explained.append(_explained(mixer, given, found))
+        # One rate for all heads and tokens: each head is then judged by itself.
+        rates = mixer.rates.bias.clone().view(3, heads)
+        rates[:2] = candidate.unsqueeze(1)
+        read, _ = mixer.recall(inputs, rates.flatten() + places, memory.state)
+        explained.append(_explained(read, found, heads))
     scores, best = torch.stack(explained).max(dim=0)  # heads
-    mixer.rates.bias.copy_(before)
-    decay.copy_(torch.where(scores > 0, grid[best, 0], decay))
-    erase.copy_(torch.where(scores > 0, grid[best, 1], erase))
+    chosen = grid[best].T  # decay and erase, heads
+    mixer.rates.bias.view(3, heads)[:2] = torch.where(scores > 0, chosen, mixer.rates.bias.view(3, heads)[:2])
 
 
 def _fit_output(mixer: GooseMixer, gained: Tensor, target: Tensor) -> None:
@@ -79,11 +82,10 @@ def _fit_output(mixer: GooseMixer, gained: Tensor, target: Tensor) -> None:
     mixer.output.weight.copy_(solved.T)
 
 
-def _explained(mixer: GooseMixer, given: Tensor, found: Tensor) -> Float[Tensor, " heads"]:
+def _explained(read: Tensor, found: Tensor, heads: int) -> Float[Tensor, " heads"]:
     """How much of each key/value head's squared target the best gains explain."""
-    products, squares = _moments(mixer.read(given)[0], found)
-    explained = products.square() / squares.clamp_min(EPSILON)
-    return explained.view(mixer.shape.key_value_heads, -1).sum(dim=1)
+    products, squares = _moments(read, found)
+    return (products.square() / squares.clamp_min(EPSILON)).view(heads, -1).sum(dim=1)
 
 
 def _moments(read: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,29 @@
 """The generalised delta rule on the fastest backend the machine has; `kernels/delta_reference.py` defines it."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from asnn_goose.errors import MachineError
 from asnn_goose.kernels.delta_chunk import delta_rule_chunked
 from asnn_goose.kernels.delta_reference import delta_rule_reference
 
-DeltaBackend = Literal["auto", "reference", "torch"]
+DeltaBackend = Literal["auto", "reference", "torch", "triton"]
+if find_spec("triton") is not None:
+    from asnn_goose.kernels.delta_triton import delta_rule_triton
+else:
+
+    def delta_rule_triton(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[misc]
+        """Stands in where triton is not installed."""
+        raise MachineError("student.backend=triton needs triton, which comes with torch for NVIDIA GPUs; use auto")
+
+
+TRITON_WIDTHS = (16, 32, 64, 128)
+Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
 def delta_rule(
@@ -28,12 +42,21 @@ def delta_rule(
     All in the dtype of the state, float32 or float64, also under autocast, because a state is a long sum.
 
     Raises:
-        ValueError: Not one step.
+        ValueError: Not one step, or the Triton form was asked for what it is not written for.
+        MachineError: The Triton form was asked for and triton is not installed.
     """
     if key.shape[1] == 0:
         raise ValueError("the delta rule needs at least one step")
-    rule = (
-        delta_rule_chunked if backend == "torch" or (backend == "auto" and key.shape[1] > 1) else delta_rule_reference
-    )
+    rule = _rule(backend, key, value)
     with torch.autocast(key.device.type, enabled=False):
         return rule(receptance, key, value, log_decay, erase, write, initial_state, valid)
+
+
+def _rule(backend: DeltaBackend, key: Tensor, value: Tensor) -> Rule:
+    if backend == "reference" or (backend == "auto" and key.shape[1] == 1):
+        return delta_rule_reference
+    widths = {key.shape[-1], value.shape[-1]}
+    fits = key.is_cuda and key.dtype != torch.float64 and widths <= set(TRITON_WIDTHS)
+    if backend == "triton" or (backend == "auto" and fits):
+        return delta_rule_triton
+    return delta_rule_chunked

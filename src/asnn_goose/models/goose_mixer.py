@@ -158,8 +158,16 @@ class GooseMixer(nn.Module):
         positions: Int[Tensor, "batch time"] | None = None,
     ) -> tuple[Float[Tensor, "batch time read"], MixerMemory, dict[str, Tensor]]:
         """What the states give, each head normalized, before gain, gate and output projection."""
-        shape = self.shape
         memory = memory or self.initial_memory(x)
+        inputs, tail, spikes = self.inputs(x, memory, valid, positions)
+        read, state = self.recall(inputs, self.rates(x), memory.state, valid)
+        return read.to(x.dtype), MixerMemory(state, tail), spikes
+
+    def inputs(
+        self, x: Tensor, memory: MixerMemory, valid: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, dict[str, Tensor]]:
+        """r, k and v as the recurrence takes them, the tail of the convolution, and the spikes by site."""
+        shape = self.shape
         projected = torch.cat((self.receptance(x), self.key(x), self.value(x)), dim=-1)
         projected, tail = self._convolve(projected, memory.shift, valid)
         r, k, v = projected.split((shape.read_width, shape.state_width, shape.state_width), dim=-1)
@@ -167,14 +175,23 @@ class GooseMixer(nn.Module):
         spikes: dict[str, Tensor] = {}
         k = encode_site(self.encoders, "k", k, spikes)
         v = encode_site(self.encoders, "v", v, spikes)
-        dtype = memory.state.dtype
-        r, k, v = (part.to(dtype).unflatten(-1, (-1, shape.head_width)) for part in (r, k, v))
+        r, k, v = (part.to(memory.state.dtype).unflatten(-1, (-1, shape.head_width)) for part in (r, k, v))
         k = k * k.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
-        log_decay, erase, write = self._rates(x, dtype)
-        grouped = r.unflatten(2, (shape.key_value_heads, -1))
-        read, state = delta_rule(grouped, k, v, log_decay, erase, write, memory.state, valid, self.backend)
+        return (r.unflatten(2, (shape.key_value_heads, -1)), k, v), tail, spikes
+
+    def recall(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        rates: Float[Tensor, "batch time rates"],
+        state: Tensor,
+        valid: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "batch time read"], Tensor]:
+        """What is read under the given rates (decay, erase, write, as logits), each head normalized; the last state."""
+        decay, erase, write = torch.sigmoid(rates.to(state.dtype)).chunk(3, dim=-1)
+        log_decay = LEAST_LOG_DECAY * decay
+        read, state = delta_rule(*inputs, log_decay, erase, write, state, valid, self.backend)
         normed = read * torch.rsqrt(read.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
-        return normed.flatten(2).to(x.dtype), MixerMemory(state, tail), spikes
+        return normed.flatten(2), state
 
     def _convolve(self, x: Tensor, tail: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Each channel's weighted sum of its last valid values, and the tail that the next call needs."""
@@ -210,11 +227,6 @@ class GooseMixer(nn.Module):
                 positions = torch.arange(r.shape[1], device=r.device).expand(r.shape[:2])
             r, k = self.rotary(r, positions), self.rotary(k, positions)
         return r.flatten(2), k.flatten(2)
-
-    def _rates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Log w, a and b, [batch time key_value_heads] each."""
-        decay, erase, write = torch.sigmoid(self.rates(x).to(dtype)).chunk(3, dim=-1)
-        return LEAST_LOG_DECAY * decay, erase, write
 
 
 def _logit(share: float) -> float:

@@ -48,10 +48,12 @@ def _watched(blocks: Sequence[TeacherBlock], seen: list[dict[str, Tensor]]) -> I
         def keep_ends(
             module: nn.Module, given: Any, named: Any, result: Any, record: dict[str, Tensor] = record
         ) -> None:
+            """Keep what the attention was given and what it returned."""
             record["given"] = given[0] if given else named["hidden_states"]
             record["output"] = result[0] if isinstance(result, tuple) else result
 
         def keep_middle(module: nn.Module, given: Any, record: dict[str, Tensor] = record) -> None:
+            """Keep what its output projection reads."""
             record["found"] = given[0]
 
         hooks.append(block.attention.register_forward_hook(keep_ends, with_kwargs=True))

@@ -54,6 +54,11 @@ class Teacher:
         with torch.inference_mode():
             return body_hidden_states(self.body, input_ids)
 
+    def hidden_states_uncompiled(self, input_ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """The same from the model as it is: for shapes that come once, which would each be compiled anew."""
+        with torch.inference_mode():
+            return body_hidden_states(self.model.base_model, input_ids)
+
 
 def load_teacher(
     name: str,
@@ -76,7 +81,7 @@ def make_teacher(loaded: LoadedModel, compiled: bool = False) -> Teacher:
     head = output_head(loaded.model, loaded.name)
     body: Any = loaded.model.base_model
     if compiled:
-        body = compile_or_fall_back(body, "teacher")
+        body = compile_or_fall_back(body, "teacher", dynamic=False)
     return Teacher(loaded.model, body, head, loaded.tokenizer, loaded.name, loaded.vocabulary_hash)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from asnn_goose.results import Results, quotient
+from asnn_goose.checks import quotient
+from asnn_goose.results import Results
 
 NOT_MEASURED = "not measured"
 BYTES_PER_GIB = 1024**3

@@ -13,6 +13,7 @@ from rich.console import Console
 from asnn_goose.config import Recipe
 from asnn_goose.config_training import Precision
 from asnn_goose.errors import CheckpointError, ConfigError
+from asnn_goose.models.build import check_windows
 from asnn_goose.models.teacher import load_teacher
 from asnn_goose.presets import recipe_hash
 from asnn_goose.results import Results
@@ -57,6 +58,7 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
         recipe.teacher.sha256,
         recipe.teacher.compile,
     )
+    check_windows(teacher, recipe.windows)
     with accelerator.main_process_first():
         text = prepare_text(recipe.data, recipe.training.seed, teacher, console)
     material = prepare_material(recipe, text, teacher, accelerator, folder, console)

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import asnn_goose
+from asnn_goose.checks import Check, check, quotient
 from asnn_goose.config import Recipe
 from asnn_goose.errors import MachineError
 from asnn_goose.evaluation.efficiency import model_flops_utilization
@@ -22,7 +23,6 @@ from asnn_goose.presets import recipe_yaml
 from asnn_goose.report.figures import training_figure
 from asnn_goose.report.page import report_page
 from asnn_goose.results import (
-    Check,
     Controls,
     Counters,
     Figure,
@@ -38,8 +38,6 @@ from asnn_goose.results import (
     Stage,
     Temperature,
     Throughput,
-    check,
-    quotient,
 )
 from asnn_goose.run_dir import write_text_atomically
 from asnn_goose.spikes.encoder import SpikeEncoder

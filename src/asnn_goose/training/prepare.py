@@ -97,7 +97,7 @@ def measured_teacher_perplexity(
     if known:
         return float(known[0])
     with console.status("measuring the teacher's perplexity"):
-        result = measure_perplexity(teacher.hidden_states, teacher.head, windows)
+        result = measure_perplexity(teacher.hidden_states_uncompiled, teacher.head, windows)
     folder.append_metrics(step=0, teacher_perplexity=result.perplexity)
     console.print(f"teacher perplexity {result.perplexity:,.2f} ({windows.statement})", highlight=False)
     return result.perplexity

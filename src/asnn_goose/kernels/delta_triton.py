@@ -1,0 +1,190 @@
+"""The generalised delta rule on an NVIDIA GPU, as one operator that torch.compile does not look into."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from asnn_goose.kernels.delta_triton_kernels import (
+    carry_backward_kernel,
+    carry_kernel,
+    gradients_kernel,
+    read_backward_kernel,
+    read_kernel,
+    solve_kernel,
+)
+
+WIDTHS = (16, 32, 64, 128)
+DTYPES = (torch.float32, torch.bfloat16)
+# A matrix unit takes at least 16 steps; 64 would spill hundreds of registers in three of the kernels, 32 in one.
+LEAST_CHUNK, MOST_CHUNK = 16, 32
+# Columns of values carried by one program: the wider block where even so the 132 multiprocessors of an H200 are busy.
+NARROW, WIDE, ENOUGH_PROGRAMS = 16, 32, 132
+PARALLEL = {"num_warps": 4, "num_stages": 1}
+CARRY = {"num_warps": 4, "num_stages": 2}
+GRADIENTS = {"num_warps": 8, "num_stages": 1}
+# tf32 alone keeps 11 bits: enough beside bfloat16 inputs, not for float32 ones nor for an inverse.
+INVERSE_PRECISION = "tf32x3"
+PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "tf32"}
+
+
+def delta_rule_triton(
+    receptance: Float[Tensor, "batch time heads group key"],
+    key: Float[Tensor, "batch time heads key"],
+    value: Float[Tensor, "batch time heads value"],
+    log_decay: Float[Tensor, "batch time heads"],
+    erase: Float[Tensor, "batch time heads"],
+    write: Float[Tensor, "batch time heads"],
+    initial_state: Float[Tensor, "batch heads value key"],
+    valid: Bool[Tensor, "batch time"] | None,
+) -> tuple[Float[Tensor, "batch time heads group value"], Float[Tensor, "batch heads value key"]]:
+    """As `delta_rule_reference`, differentiable once; float32 results, also of bfloat16 inputs beside a float32 state.
+
+    Raises:
+        ValueError: A head width or a dtype that the kernels are not written for.
+    """
+    for name, width in (("key", key.shape[-1]), ("value", value.shape[-1])):
+        if width not in WIDTHS:
+            raise ValueError(f"the Triton delta rule takes {name} widths {WIDTHS}, got {width}: use the torch backend")
+    inputs = (receptance, key, value, log_decay, erase, write)
+    if initial_state.dtype != torch.float32 or any(tensor.dtype not in DTYPES for tensor in inputs):
+        found = ", ".join(sorted({str(tensor.dtype) for tensor in (*inputs, initial_state)}))
+        raise ValueError(
+            f"the Triton delta rule takes a float32 state and float32 or bfloat16 inputs, got {found}: "
+            "use the torch backend"
+        )
+    if valid is not None:
+        keep = valid.unsqueeze(-1)
+        log_decay, erase, write = log_decay * keep, erase * keep, write * keep
+    read, state, *_ = _rule(receptance, key, value, log_decay, erase, write, initial_state)
+    return read, state
+
+
+class _Plan:
+    """How the kernels of one call are cut: sizes, strides and grids."""
+
+    def __init__(self, receptance: Tensor, key: Tensor, value: Tensor) -> None:
+        batch, time, heads, group, width = receptance.shape
+        self.chunk = LEAST_CHUNK if time <= LEAST_CHUNK else MOST_CHUNK
+        self.rows, self.chunks = batch * heads, -(-time // self.chunk)
+        columns = value.shape[-1]
+        block = WIDE if columns >= WIDE and self.rows * columns // WIDE >= ENOUGH_PROGRAMS else NARROW
+        narrowest = receptance.dtype if key.dtype == value.dtype == receptance.dtype else torch.float32
+        self.everywhere, self.columns = (self.chunks, self.rows), (columns // block, self.rows)
+        self.r, self.k, self.v = receptance.stride()[:4], key.stride()[:3], value.stride()[:3]
+        self.sizes, self.group = (time, heads), group
+        self.constants = {
+            "width": width, "value_width": columns, "chunk": self.chunk, "precision": PRECISION[narrowest],
+        }  # fmt: skip
+        self.carried = self.constants | {"block": block}
+
+    def buffer(self, like: Tensor, *shape: int) -> Tensor:
+        """Room for a float32 array of each cell."""
+        return like.new_empty(self.rows * self.chunks, *shape, dtype=torch.float32)
+
+
+def _dense(*tensors: Tensor) -> list[Tensor]:
+    """The tensors with neighbouring channels: the kernels take every other stride as it is."""
+    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+
+
+@torch.library.custom_op("asnn_goose::delta_rule", mutates_args=())
+def _rule(
+    receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, erase: Tensor, write: Tensor,
+    initial_state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What is read and the final state; then what the backward needs: T, T diag(alpha) K, U, states."""
+    r, k, v = _dense(receptance, key, value)
+    log_w, a, b, initial = (part.contiguous() for part in (log_decay, erase, write, initial_state))
+    plan = _Plan(r, k, v)
+    read, final, solved, by_state, new, states = _results(receptance, key, value)
+    with torch.cuda.device_of(k):
+        solve_kernel[plan.everywhere](
+            k, v, log_w, a, b, solved, by_state, new, *plan.k, *plan.v, *plan.sizes, **plan.constants,
+            levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION, **PARALLEL,
+        )  # fmt: skip
+        carry_kernel[plan.columns](
+            k, log_w, initial, by_state, new, states, final, *plan.k, *plan.sizes, plan.chunks, **plan.carried, **CARRY
+        )
+        read_kernel[plan.everywhere](
+            r, k, log_w, new, states, read, *plan.r, *plan.k, *plan.sizes, plan.group, **plan.constants, **PARALLEL
+        )
+    return read, final, solved, by_state, new, states
+
+
+def _results(receptance: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """Room for everything `_rule` returns."""
+    batch, time, heads, group, width = receptance.shape
+    columns, plan = value.shape[-1], _Plan(receptance, key, value)
+    return (
+        value.new_empty(batch, time, heads, group, columns, dtype=torch.float32),
+        value.new_empty(batch, heads, columns, width, dtype=torch.float32),
+        plan.buffer(key, plan.chunk, plan.chunk),
+        plan.buffer(key, plan.chunk, width),
+        plan.buffer(key, plan.chunk, columns),
+        plan.buffer(key, columns, width),
+    )
+
+
+@_rule.register_fake
+def _(receptance, key, value, log_decay, erase, write, initial_state):  # type: ignore[no-untyped-def]
+    return _results(receptance, key, value)
+
+
+@torch.library.custom_op("asnn_goose::delta_rule_backward", mutates_args=())
+def _rule_backward(
+    receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, erase: Tensor, write: Tensor,
+    solved: Tensor, by_state: Tensor, new: Tensor, states: Tensor, read_gradient: Tensor, state_gradient: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of the inputs, in their dtypes, and of the initial state."""
+    r, k, v = _dense(receptance, key, value)
+    log_w, a, b = (part.contiguous() for part in (log_decay, erase, write))
+    read_gradient, state_gradient = read_gradient.contiguous(), state_gradient.contiguous()
+    plan = _Plan(r, k, v)
+    source, direct, after = torch.empty_like(new), torch.empty_like(states), torch.empty_like(states)
+    *gradients, initial_gradient = _gradients(receptance, key, value, log_decay, erase, write, state_gradient)
+    with torch.cuda.device_of(k):
+        read_backward_kernel[plan.everywhere](
+            r, k, log_w, read_gradient, source, direct, *plan.r, *plan.k, *plan.sizes, plan.group,
+            **plan.constants, **PARALLEL,
+        )  # fmt: skip
+        carry_backward_kernel[plan.columns](
+            k, log_w, state_gradient, by_state, direct, source, after, initial_gradient, *plan.k, *plan.sizes,
+            plan.chunks, **plan.carried, **CARRY,
+        )  # fmt: skip
+        gradients_kernel[plan.everywhere](
+            r, k, v, log_w, a, b, read_gradient, solved, new, states, source, after, *gradients,
+            *plan.r, *plan.k, *plan.v, *plan.sizes, plan.group, **plan.constants, **GRADIENTS,
+        )  # fmt: skip
+    r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient = gradients
+    return r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient, initial_gradient
+
+
+def _gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """Room for a dense gradient of each input."""
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs)
+
+
+@_rule_backward.register_fake
+def _(*tensors):  # type: ignore[no-untyped-def]
+    return _gradients(*tensors[:6], tensors[-1])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6], *output[2:])
+    ctx.like = inputs[-1].shape, output[0].shape
+
+
+def _differentiate(ctx: Any, read_gradient: Tensor | None, state_gradient: Tensor | None, *_: None) -> tuple[Any, ...]:
+    like = ctx.saved_tensors[-1]
+    state_shape, read_shape = ctx.like
+    if read_gradient is None:
+        read_gradient = like.new_zeros(read_shape)
+    if state_gradient is None:
+        state_gradient = like.new_zeros(state_shape)
+    return tuple(_rule_backward(*ctx.saved_tensors, read_gradient, state_gradient))
+
+
+torch.library.register_autograd("asnn_goose::delta_rule", _differentiate, setup_context=_keep)

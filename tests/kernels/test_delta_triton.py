@@ -1,0 +1,154 @@
+import importlib
+import inspect
+import sys
+
+import pytest
+import torch
+
+from asnn_goose.errors import MachineError
+from asnn_goose.kernels.delta_reference import delta_rule_reference
+
+BATCH, HEADS, KEY, VALUE = 2, 3, 64, 32
+LEAST_LOG_DECAY = -0.6065
+NAMES = ("receptance", "key", "value", "log_decay", "erase", "write", "initial_state")
+# Relative to the norm of the tensor. float32 in three tf32 products keeps 21 bits, over up to 1000 dependent steps;
+# bfloat16 keeps 8 bits of each gradient and is multiplied with 11.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture
+def rule():
+    pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test its delta rule")
+    return importlib.import_module("asnn_goose.kernels.delta_triton").delta_rule_triton
+
+
+def inputs(time, group=1, density=1.0, dtype=torch.float32, widths=(KEY, VALUE)):
+    """Values that `dtype` holds exactly, in float64."""
+    generator = torch.Generator().manual_seed(time)
+    key_width, value_width = widths
+
+    def uniform(*shape):
+        return torch.rand(*shape, dtype=torch.float64, generator=generator)
+
+    spikes = torch.randint(-1, 2, (BATCH, time, HEADS, key_width), generator=generator).double()
+    spikes *= uniform(*spikes.shape) < density
+    steps = (BATCH, time, HEADS)
+    tensors = [
+        uniform(*steps, group, key_width) - 0.5, spikes * spikes.square().sum(-1, keepdim=True).clamp_min(1).rsqrt(),
+        uniform(*steps, value_width) - 0.5, LEAST_LOG_DECAY * uniform(*steps), uniform(*steps), uniform(*steps),
+    ]  # fmt: skip
+    state = uniform(BATCH, HEADS, value_width, key_width) - 0.5
+    return [*(tensor.to(dtype).double() for tensor in tensors), state.float().double()]
+
+
+def mask(time):
+    valid = torch.rand(BATCH, time, generator=torch.Generator().manual_seed(5)) < 0.7
+    valid[0, : time // 2] = False
+    return valid
+
+
+def results(rule, tensors, valid=None, wanted=(True, True)):
+    """Values, final state and the gradients through those of the two that are wanted."""
+    given = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    outputs = rule(*given, valid)
+    generator = torch.Generator().manual_seed(9)
+    weights = [torch.randn(part.shape, dtype=torch.float64, generator=generator).to(part) for part in outputs]
+    loss = sum((part * weight).sum() for part, weight, want in zip(outputs, weights, wanted, strict=True) if want)
+    gradients = torch.autograd.grad(loss, given, materialize_grads=True)
+    return dict(zip(("read", "state", *NAMES), (*(part.detach() for part in outputs), *gradients), strict=True))
+
+
+def assert_near_the_loop(rule, tensors, valid=None, dtype=torch.float32, wanted=(True, True)):
+    expected = results(delta_rule_reference, tensors, valid, wanted)
+    single = [tensor.to("cuda", dtype) for tensor in tensors[:-1]] + [tensors[-1].to("cuda", torch.float32)]
+    found = results(rule, single, None if valid is None else valid.cuda(), wanted)
+    for name, value in expected.items():
+        error = (found[name].cpu().double() - value).norm()
+        # Where the exact gradient is zero (nothing is found by silent keys), so is this one.
+        assert error <= TOLERANCE[dtype] * value.norm(), (name, float(error / value.norm()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("time", [1, 7, 63, 100, 257, 1000])
+@pytest.mark.parametrize("group", [1, 3])
+def test_values_and_gradients_are_those_of_the_loop_at_any_length(rule, time, group):
+    assert_near_the_loop(rule, inputs(time, group))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_values_and_gradients_are_those_of_the_loop_at_any_density_and_mask(rule, density, masked):
+    assert_near_the_loop(rule, inputs(150, density=density), mask(150) if masked else None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("widths", [(16, 16), (32, 64), (64, 64), (128, 128), (16, 128)])
+def test_values_and_gradients_are_those_of_the_loop_at_any_width(rule, widths):
+    assert_near_the_loop(rule, inputs(100, widths=widths))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_each_result_alone_has_its_gradients(rule, wanted):
+    assert_near_the_loop(rule, inputs(100), wanted=wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("time", [7, 257])
+def test_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time):
+    assert_near_the_loop(rule, inputs(time, group=3, dtype=torch.bfloat16), dtype=torch.bfloat16)
+
+
+@pytest.mark.gpu
+def test_one_key_repeated_without_decay_keeps_its_precision(rule):
+    """The hardest system to invert: every pair of steps of a chunk depends on each other in full."""
+    tensors = inputs(300)
+    tensors[1] = tensors[1][:, :1].expand_as(tensors[1])
+    tensors[3], tensors[4] = torch.zeros_like(tensors[3]), torch.ones_like(tensors[4])
+    assert_near_the_loop(rule, tensors)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cut", [1, 63, 64, 100])
+def test_a_sequence_cut_in_two_with_the_state_carried_is_the_whole(rule, cut):
+    given = [tensor.to("cuda", torch.float32) for tensor in inputs(150)]
+    whole, last = rule(*given, None)
+    first, state = rule(*(tensor[:, :cut] for tensor in given[:-1]), given[-1], None)
+    second, end = rule(*(tensor[:, cut:] for tensor in given[:-1]), state, None)
+    torch.testing.assert_close(torch.cat((first, second), dim=1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(end, last, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_any_strides_give_what_dense_inputs_give(rule):
+    given = [tensor.to("cuda", torch.float32) for tensor in inputs(100, group=3)]
+    strided = [tensor.transpose(0, -1).contiguous().transpose(0, -1) for tensor in given]
+    for found, expected in zip(results(rule, strided).values(), results(rule, given).values(), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_a_compiled_call_is_one_operator_with_the_same_gradients(rule):
+    given = [tensor.to("cuda", torch.float32) for tensor in inputs(100)]
+    # Without the shape checks of the test run, which the compiler cannot trace.
+    compiled = torch.compile(inspect.unwrap(rule), backend="aot_eager", fullgraph=True, dynamic=False)
+    for found, expected in zip(results(compiled, given).values(), results(rule, given).values(), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_a_width_or_dtype_without_a_kernel_is_refused(rule):
+    narrow = [tensor.to("cuda", torch.float32) for tensor in inputs(3, widths=(24, 32))]
+    with pytest.raises(ValueError, match=r"key widths \(16, 32, 64, 128\), got 24"):
+        rule(*narrow, None)
+    with pytest.raises(ValueError, match=r"got torch\.float64"):
+        rule(*inputs(3), None)
+
+
+def test_a_machine_without_triton_is_told_what_to_use_instead(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("delta_triton", "delta_triton_kernels"):
+        monkeypatch.delitem(sys.modules, f"asnn_goose.kernels.{name}", raising=False)
+    with pytest.raises(MachineError, match=r"needs triton.*choose the torch backend"):
+        importlib.import_module("asnn_goose.kernels.delta_triton")
