@@ -1,8 +1,9 @@
 """How fast a conversion trains: a whole step on random weights of SmolLM2-135M's shape, and its parts alone.
 
-First the compiled step is checked against the uncompiled one: loss and gradient norm of the same batch agree. Then
-teacher, student and loss are timed, compiled and not, in the same run; the ratio is what compiling is worth. Weights
-are random, since speed does not depend on them. Exit code 1 if the check fails; speed decides nothing.
+First the compiled step is checked: on the same batch its loss and gradients are as near to those of the float32 step
+as the uncompiled step's are, for bfloat16 moves spikes in either. Then teacher, student and loss are timed, compiled
+and not, in the same run; the ratio is what compiling is worth. Weights are random, since speed does not depend on them.
+Exit code 1 if the check fails; speed decides nothing.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from asnn_goose.models.loading import load_causal_lm
 from asnn_goose.models.teacher import Teacher, body_hidden_states, compile_or_fall_back, output_head
 from asnn_goose.training.step import DistillationStep
 
-# bfloat16 rounds each of some hundred sums differently once the compiler has joined them.
-TOLERANCE = 0.02
+# The compiler joins sums, so bfloat16 rounds them elsewhere: the errors are of one size, not the same.
+MOST_TIMES_THE_ERROR, ROUNDING = 1.5, 1e-4
 
 
 def random_teacher(device: str, layers: int, dtype: torch.dtype) -> Teacher:
@@ -52,9 +53,9 @@ def one_step(step: DistillationStep, hidden: Callable[[Tensor], Tensor], ids: Te
     return loss.detach()
 
 
-def gradient_norm(step: DistillationStep) -> float:
-    """Norm of all gradients together."""
-    return float(torch.stack([p.grad.norm() for p in step.parameters() if p.grad is not None]).norm())
+def gradients(step: DistillationStep) -> Tensor:
+    """All gradients as one vector."""
+    return torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])
 
 
 def median_ms(action: Callable[[], object], repeats: int) -> float:
@@ -108,15 +109,28 @@ def main() -> int:
     }
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     table = Table(title=f"conversion step, {options.batch} x {options.window}, {options.layers} layers, {name}")
-    for column in ("form", "teacher ms", "forward + backward ms", "whole step ms", "tokens/s", "loss", "gradient norm"):
+    for column in (
+        "form",
+        "teacher ms",
+        "forward + backward ms",
+        "whole step ms",
+        "tokens/s",
+        "loss",
+        "gradient error",
+    ):
         table.add_column(column, justify="left" if column == "form" else "right")
-    checked: list[tuple[float, float]] = []
+    seen = hidden(teacher.model.base_model, ids)
+    expected_loss = float(one_step(step, lambda _: seen, ids, torch.float32))
+    expected = gradients(step)
+    step.zero_grad(set_to_none=True)
+    errors: list[float] = []
     for form, (teacher_hidden, runner) in forms.items():
         student.model.block_runner = runner
         start = time.perf_counter()
         loss = float(one_step(step, teacher_hidden, ids, dtype))
-        checked.append((loss, gradient_norm(step)))
-        print(f"{form}: first step {time.perf_counter() - start:.1f} s", flush=True)
+        errors.append(float((gradients(step) - expected).norm() / expected.norm()))
+        off = abs(loss - expected_loss) / expected_loss
+        print(f"{form}: first step {time.perf_counter() - start:.1f} s, loss off by {off:.1e}", flush=True)
 
         def whole(teacher_hidden: Callable[[Tensor], Tensor] = teacher_hidden) -> None:
             one_step(step, teacher_hidden, ids, dtype)
@@ -130,16 +144,14 @@ def main() -> int:
         speed = ids.numel() / elapsed * 1e3
         table.add_row(
             form, f"{alone:.1f}", f"{both:.1f}", f"{elapsed:.1f}", f"{speed:,.0f}",
-            f"{loss:.4f}", f"{checked[-1][1]:.4f}",
+            f"{loss:.4f}", f"{errors[-1]:.1e}",
         )  # fmt: skip
         print(
             f"{form}: teacher {alone:.1f} ms, fwd+bwd {both:.1f} ms, step {elapsed:.1f} ms, {speed:,.0f} tok/s",
             flush=True,
         )
     Console().print(table)
-    worst = max(abs(a - b) / abs(a) for a, b in zip(*checked, strict=True))
-    print(f"largest relative difference of loss and gradient norm: {worst:.1e}")
-    return 0 if worst <= TOLERANCE else 1
+    return 0 if errors[1] <= MOST_TIMES_THE_ERROR * errors[0] + ROUNDING else 1
 
 
 if __name__ == "__main__":

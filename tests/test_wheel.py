@@ -37,7 +37,7 @@ def test_the_wheel_holds_recipes_teacher_text_and_templates_and_stays_small(whee
     assert wheel.stat().st_size <= MOST_BYTES
     names = zipfile.ZipFile(wheel).namelist()
     for member in (
-        "recipes/quickstart.yaml", "data/pocket/pocket_train.jsonl.xz", "data/pocket/LICENSE.md",
+        "recipes/convert-pocket.yaml", "data/pocket/pocket_train.jsonl.xz", "data/pocket/LICENSE.md",
         "data/pocket/model/model.safetensors", "data/pocket/model/README.md", "report/templates/report.html.jinja",
         "py.typed",
     ):  # fmt: skip

@@ -22,12 +22,16 @@ from asnn_goose.recipe_errors import describe_errors, show
 MAX_DEPTH = 20
 """Nested levels a recipe may have; an alias that contains itself has no end."""
 
+SAME_AS = {"quickstart": "convert-pocket"}
+"""Names that stand for another recipe."""
+
 RECIPES = files("asnn_goose").joinpath("recipes")
 
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, sorted."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+    own = [entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml")]
+    return sorted([*own, *SAME_AS])
 
 
 def recipe_name(name_or_path: str) -> str:
@@ -103,7 +107,7 @@ def parse_yaml(text: str, source: str) -> Any:
 def _recipe_text(name_or_path: str) -> str:
     names = recipe_names()
     if name_or_path in names:
-        return RECIPES.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        return RECIPES.joinpath(f"{SAME_AS.get(name_or_path, name_or_path)}.yaml").read_text(encoding="utf-8")
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         near = get_close_matches(name_or_path, names, n=2, cutoff=0.5)

@@ -39,7 +39,8 @@ def delta_rule(
 ) -> tuple[Float[Tensor, "batch time heads group value"], Float[Tensor, "batch heads value key"]]:
     """What is read after each step, and the state after the last one: what the next call takes as its initial state.
 
-    All in the dtype of the state, float32 or float64, also under autocast, because a state is a long sum.
+    In the dtype of the state, float32 or float64, also under autocast, because a state is a long sum; receptance, key
+    and value may come in bfloat16, which the Triton form reads as it is.
 
     Raises:
         ValueError: Not one step, or the Triton form was asked for what it is not written for.
@@ -48,6 +49,8 @@ def delta_rule(
     if key.shape[1] == 0:
         raise ValueError("the delta rule needs at least one step")
     rule = _rule(backend, key, value)
+    if rule is not delta_rule_triton:
+        receptance, key, value = (part.to(initial_state.dtype) for part in (receptance, key, value))
     with torch.autocast(key.device.type, enabled=False):
         return rule(receptance, key, value, log_decay, erase, write, initial_state, valid)
 

@@ -175,9 +175,11 @@ class GooseMixer(nn.Module):
         spikes: dict[str, Tensor] = {}
         k = encode_site(self.encoders, "k", k, spikes)
         v = encode_site(self.encoders, "v", v, spikes)
-        r, k, v = (part.to(memory.state.dtype).unflatten(-1, (-1, shape.head_width)) for part in (r, k, v))
-        k = k * k.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
-        return (r.unflatten(2, (shape.key_value_heads, -1)), k, v), tail, spikes
+        dtype = _recurrence_dtype(x, memory.state)
+        r, k, v = (part.unflatten(-1, (-1, shape.head_width)) for part in (r, k, v))
+        long = k.to(memory.state.dtype)
+        k = long * long.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
+        return (r.unflatten(2, (shape.key_value_heads, -1)).to(dtype), k.to(dtype), v.to(dtype)), tail, spikes
 
     def recall(
         self,
@@ -227,6 +229,13 @@ class GooseMixer(nn.Module):
                 positions = torch.arange(r.shape[1], device=r.device).expand(r.shape[:2])
             r, k = self.rotary(r, positions), self.rotary(k, positions)
         return r.flatten(2), k.flatten(2)
+
+
+def _recurrence_dtype(x: Tensor, state: Tensor) -> torch.dtype:
+    """What r, k and v are kept in: half the bytes under bfloat16 autocast on a GPU, else the state's own dtype."""
+    if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        return torch.bfloat16
+    return state.dtype
 
 
 def _logit(share: float) -> float:
