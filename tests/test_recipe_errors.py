@@ -36,7 +36,8 @@ REFUSALS = {
         "data.subset does not apply to the chosen data, which takes documents, rows, held_out_fraction, name"
     ),
     "data.rows.max_line_tokens=5": "data.rows.max_line_tokens does not apply to the chosen data.rows, which takes kind",
-    "student.max_positions=9": "windows of 256 tokens need student.max_positions >= 256, got 9",
+    "student.max_positions=9": "student.max_positions does not apply to the chosen student, which takes mixer, "
+    "initialization, keep_layers, positions, convolution, gate_rank, calibration_tokens, backend",
     "training=3": "training needs exactly one budget, `steps` or `tokens`",
     "data={}": DATA_WAYS,
     "data.source=mixtures": DATA_WAYS,
@@ -107,3 +108,9 @@ def test_recipe_paths_reach_into_every_choice():
 
 def test_a_long_value_is_cut():
     assert len(show("x" * 1000)) == 60
+
+
+def test_windows_that_do_not_fit_the_positions_are_one_line():
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("smollm2-pydoc", ["student.max_positions=9"])
+    assert str(caught.value) == "windows of 256 tokens need student.max_positions >= 256, got 9"

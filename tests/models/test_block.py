@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, build_norm
+from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, build_norm, run_block
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
+from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.wkv_mixer import WkvMixer
 
 GOOSE = {"mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
@@ -57,3 +58,23 @@ def test_a_block_adds_its_parts_to_the_stream():
 def test_heads_that_do_not_fit_are_refused(changes, told):
     with pytest.raises(ValueError, match=told):
         config(**{**GOOSE, **changes})
+
+
+@pytest.mark.slow
+def test_a_compiled_block_serves_all_layers_and_computes_the_same():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    student = GooseForCausalLM(config(**GOOSE))
+    ids = torch.randint(0, 11, (2, 8))
+    expected = student.model(input_ids=ids).last_hidden_state
+    expected.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    student.zero_grad()
+    student.model.block_runner = torch.compile(run_block, dynamic=False, fullgraph=True)
+    found = student.model(input_ids=ids).last_hidden_state
+    found.sum().backward()
+    torch.testing.assert_close(found, expected)
+    for name, parameter in student.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

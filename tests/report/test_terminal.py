@@ -5,7 +5,7 @@ from rich.console import Console
 
 from asnn_goose.errors import RunFolderError
 from asnn_goose.report.terminal import print_results
-from asnn_goose.results import Sample
+from asnn_goose.results import Controls, Sample, Stage
 from asnn_goose.run_dir import RunDirectory
 
 
@@ -27,6 +27,15 @@ def test_both_models_the_ratio_and_the_protocol_are_told(printed, results):
     text = printed(results)
     for told in ("teacher gpt2", "20.00", "30.00", "ratio to the teacher 1.50", "window 256", "16,384 tokens"):
         assert told in text
+
+
+def test_stages_and_controls_stand_with_their_ratios(printed, results):
+    stages = tuple(Stage(name=name, perplexity=perplexity) for name, perplexity in (("align", 50.0), ("distill", 30.0)))
+    text = printed(results.model_copy(update={"stages": stages, "controls": Controls(random_weights=4000.0)}))
+    lines = {line.split("\u2502")[1].strip(): line for line in text.splitlines() if line.count("\u2502") == 5}
+    assert "2.50" in lines["student after align"]
+    assert "200.00" in lines["control: random weights"]
+    assert "control: weights only copied" not in lines
 
 
 def test_what_was_not_measured_is_said(printed, results):
