@@ -98,3 +98,24 @@ def test_memory_is_constant_in_the_number_of_tokens():
     short, long = (spiking(noise(1, time, WIDTH)).memory for time in (3, 200))
     assert short.state.shape == long.state.shape == (1, 2, 6, 6)
     assert short.shift.shape == long.shift.shape == (1, 3, 48)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_on_a_gpu_a_sequence_is_its_parts_its_steps_and_its_padded_self(backend):
+    """Laws 1, 2 and 16 without spikes, whose flips at ties would hide everything else."""
+    torch.manual_seed(0)
+    shape = GooseShape(width=64, heads=4, key_value_heads=2, head_width=16)
+    mixer = GooseMixer(shape, {}, backend=backend).cuda()
+    x = torch.randn(2, 70, 64, device="cuda")
+    whole = mixer(x).residual
+    for cuts in ((33, 70), tuple(range(1, 71))):
+        memory, parts, start = None, [], 0
+        for end in cuts:
+            mixed = mixer(x[:, start:end], memory)
+            memory, start = mixed.memory, end
+            parts.append(mixed.residual)
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=2e-3, atol=2e-4)
+    padded = torch.cat((torch.randn(2, 9, 64, device="cuda"), x), dim=1)
+    valid = torch.arange(79, device="cuda").expand(2, 79) >= 9
+    torch.testing.assert_close(mixer(padded, None, valid).residual[:, 9:], whole, rtol=2e-3, atol=2e-4)

@@ -117,7 +117,7 @@ def failing_compiler(monkeypatch):
     def compiled(*_arguments, **_options):
         raise RuntimeError("no C++ compiler\nand forty lines more")
 
-    monkeypatch.setattr(torch, "compile", lambda _module: compiled)
+    monkeypatch.setattr(torch, "compile", lambda _module, dynamic=None: compiled)
 
 
 @pytest.mark.usefixtures("failing_compiler")
@@ -132,7 +132,7 @@ def test_what_does_not_compile_runs_uncompiled_with_one_warning(caplog):
 
 
 def test_what_compiles_runs_compiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda module: lambda x: module(x) + 1.0)
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic=None: lambda x: module(x) + 1.0)
     assert compile_or_fall_back(nn.Identity(), "teacher")(1.0) == 2.0
 
 
