@@ -54,10 +54,10 @@ def test_the_wheel_holds_recipes_teacher_text_and_templates_and_stays_small(whee
 
 @pytest.mark.timeout(900)
 def test_the_wheel_installed_elsewhere_distills(wheel: Path, tmp_path: Path, private_cache: Path) -> None:
-    run(sys.executable, "-m", "venv", "fresh", cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", "fresh", cwd=tmp_path)
     binaries = tmp_path / "fresh" / "bin"
-    install = [binaries / "python", "-m", "pip", "install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt"]
-    run(*install, f"{wheel}[cpu]", cwd=tmp_path)
+    install = [sys.executable, "-m", "pip", "--python", binaries / "python", "install", "--quiet", "--no-compile"]
+    run(*install, "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path)
     run(binaries / "asnn-goose", "distill", "quickstart", "training.steps=20", *SMALL, "--out", "run", cwd=tmp_path)
     results = RunDirectory.open(tmp_path / "run").read_results()
     assert results.counters.steps_done == 20
