@@ -1,11 +1,13 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, build_norm, run_block
+from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, build_norm
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
-from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.wkv_mixer import WkvMixer
 
 GOOSE = {"mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
@@ -60,21 +62,36 @@ def test_heads_that_do_not_fit_are_refused(changes, told):
         config(**{**GOOSE, **changes})
 
 
+# In a process of its own: the compiler does not read what the tests' shape checks wrap.
+COMPILED = """
+import torch
+from asnn_goose.models.block import run_block
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.student import GooseForCausalLM
+
+torch.manual_seed(0)
+config = GooseConfig(vocab_size=11, hidden_size=12, num_hidden_layers=2, max_position_embeddings=8, mixer="goose",
+                     num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+student = GooseForCausalLM(config)
+ids = torch.randint(0, 11, (2, 8))
+expected = student.model(input_ids=ids).last_hidden_state
+weights = torch.randn(expected.shape)
+(expected * weights).sum().backward()
+gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+student.zero_grad()
+student.model.block_runner = torch.compile(run_block, dynamic=False, fullgraph=True)
+found = student.model(input_ids=ids).last_hidden_state
+(found * weights).sum().backward()
+torch.testing.assert_close(found, expected)
+for name, parameter in student.named_parameters():
+    if name in gradients:
+        # float32 sums in another order.
+        assert (parameter.grad - gradients[name]).norm() <= 1e-4 * gradients[name].norm(), name
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""
+
+
 @pytest.mark.slow
 def test_a_compiled_block_serves_all_layers_and_computes_the_same():
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    student = GooseForCausalLM(config(**GOOSE))
-    ids = torch.randint(0, 11, (2, 8))
-    expected = student.model(input_ids=ids).last_hidden_state
-    expected.sum().backward()
-    gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
-    student.zero_grad()
-    student.model.block_runner = torch.compile(run_block, dynamic=False, fullgraph=True)
-    found = student.model(input_ids=ids).last_hidden_state
-    found.sum().backward()
-    torch.testing.assert_close(found, expected)
-    for name, parameter in student.named_parameters():
-        if name in gradients:
-            torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    outcome = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
