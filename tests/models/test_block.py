@@ -71,7 +71,7 @@ from asnn_goose.models.student import GooseForCausalLM
 
 torch.manual_seed(0)
 config = GooseConfig(vocab_size=11, hidden_size=12, num_hidden_layers=2, max_position_embeddings=8, mixer="goose",
-                     num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+                     num_attention_heads=4, num_key_value_heads=2, head_dim=4, spikes={"amplitude": "none"})
 student = GooseForCausalLM(config)
 ids = torch.randint(0, 11, (2, 8))
 expected = student.model(input_ids=ids).last_hidden_state
