@@ -7,7 +7,6 @@ projection the ridge regression that stays near the copied one. No gradient is t
 The idea of setting these from attention statistics: Taylor-Calibrate (arXiv 2606.16429); grid and regression are ours.
 """
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -52,9 +51,8 @@ def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
 def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
     """Give each key/value head the decay and erase rate that let its reads explain most."""
     heads = mixer.shape.key_value_heads
-    grid = torch.tensor(
-        [(_logit(1 / (timescale * -LEAST_LOG_DECAY)), _logit(rate)) for timescale in TIMESCALES for rate in ERASE_RATES]
-    ).to(mixer.rates.bias)  # candidates 2
+    pairs = [(1 / (timescale * -LEAST_LOG_DECAY), rate) for timescale in TIMESCALES for rate in ERASE_RATES]
+    grid = torch.tensor(pairs, dtype=torch.float64).logit().to(mixer.rates.bias)  # candidates 2
     memory = mixer.initial_memory(given)
     inputs, _, _ = mixer.inputs(given, memory)
     places, explained = torch.zeros(*given.shape[:2], 1, dtype=given.dtype, device=given.device), []
@@ -91,7 +89,3 @@ def _explained(read: Tensor, found: Tensor, heads: int) -> Float[Tensor, " heads
 def _moments(read: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel's sums of read times target and of squared read."""
     return (read * found).sum(dim=(0, 1)), read.square().sum(dim=(0, 1))
-
-
-def _logit(share: float) -> float:
-    return math.log(share / (1 - share))

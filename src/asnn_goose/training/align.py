@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from asnn_goose.models.goose_mixer import GooseMixer
@@ -19,7 +20,7 @@ from asnn_goose.training.step import StepRecord
 SMALLEST_POWER = 1e-12
 
 
-def run_mixer(mixer: GooseMixer, given: Tensor) -> Tensor:
+def run_mixer(mixer: GooseMixer, given: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
     """A mixer's output as a plain function, which is compiled once and then serves all layers."""
     mixed: MixerOutput = mixer(given)
     return mixed.residual
@@ -38,7 +39,7 @@ class AlignmentStep(nn.Module):
         self.student = student
         self.runner = runner
 
-    def forward(self, input_ids: Tensor, records: Sequence[AttentionRecord]) -> StepRecord:
+    def forward(self, input_ids: Int[Tensor, "batch time"], records: Sequence[AttentionRecord]) -> StepRecord:
         """The sum over tokens of each layer's relative squared error, averaged over layers.
 
         An error is relative to the mean square of the layer's attention over the micro-batch.
