@@ -110,10 +110,10 @@ def run_phase(name: str, phase: Callable[[argparse.Namespace], dict[str, Any]], 
     started = time.monotonic()
     logger.info("%s: begins", name)
     with quiet_transformers():
-        figures = phase(choices)
+        figures = {**phase(choices), "phase_seconds": round(time.monotonic() - started, 1)}
     summary.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     shown = {key: value for key, value in figures.items() if not isinstance(value, list | dict)}
-    logger.info("%s: done in %.1f s: %s", name, time.monotonic() - started, json.dumps(shown))
+    logger.info("%s: done: %s", name, json.dumps(shown))
 
 
 def sample(choices: argparse.Namespace) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def judge(choices: argparse.Namespace) -> dict[str, Any]:
         logger.warning("judge: the teacher does NOT meet its conditions; see %s", folder / "README.md")
     done = {
         name: json.loads((choices.out / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("sample", "clean", "select", "train")
+        for name in ("sample", "clean", "select", "tokenizer", "train")
     }
     card = model_card(done, judgment, done["train"]["shape"], choices.seed)
     (folder / "README.md").write_text(card, encoding="utf-8")

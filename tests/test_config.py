@@ -90,3 +90,14 @@ def test_what_reads_a_recipe_loads_no_model_library():
     code = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("student", [{"mixer": "wkv"}, {"mixer": "goose", "initialization": "random"}])
+@pytest.mark.parametrize("place", ["recipe", "stage"])
+def test_hidden_states_are_compared_only_where_blocks_correspond(student, place):
+    objective = {"objective": {"hidden_alignment": {"weight": 1.0}}}
+    asked = objective if place == "recipe" else {"stages": [{"kind": "distill", "share": 1, **objective}]}
+    with pytest.raises(ValidationError, match=r"objective\.hidden_alignment needs a student whose blocks stand for"):
+        recipe(student=student, **asked)
+    assert recipe(student={"mixer": "goose"}, **asked).follows_hidden_states
+    assert not recipe(student={"mixer": "goose"}).follows_hidden_states

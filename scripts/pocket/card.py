@@ -35,6 +35,10 @@ out. The corpus has {corpus_tokens:,} tokens of this model's vocabulary; the par
 AdamW, peak rate {learning_rate}, weight decay {weight_decay}, dropout {dropout}, warm-up and cosine, seed {seed}. The
 weights are those of step {best_step:,}, the best of {evaluations} evaluations on held-out text, stored in float16.
 
+## Log of the run
+All phases with what they load and write: {log}.
+{trained_tokens:,} tokens were trained on, {training_speed:,} a second.
+
 ## Held-out figures
 {held_out_tokens:,} tokens, which no training document holds; both models predict the same ones.
 
@@ -67,7 +71,7 @@ def model_card(phases: dict[str, dict[str, Any]], judgment: Judgment, shape: dic
     """The card of a trained teacher.
 
     Args:
-        phases: Summaries of the phases `sample`, `clean`, `select` and `train`.
+        phases: Summaries of the phases `sample`, `clean`, `select`, `tokenizer` and `train`.
         judgment: The teacher's figures on held-out text.
         shape: Its size.
         seed: Seed of all phases.
@@ -79,6 +83,8 @@ def model_card(phases: dict[str, dict[str, Any]], judgment: Judgment, shape: dic
         "source": sample["model"], "prompts": sample["prompts"], "sampling_seconds": sample["seconds"],
         "sampling_device": sample["device"], "sampling_speed": sample["tokens_per_second"],
         "documents": phases["clean"]["documents"],
+        "log": ", ".join(f"{name} {summary['phase_seconds']:,} s" for name, summary in phases.items()),
+        "trained_tokens": train["trained_tokens"], "training_speed": train["tokens_per_second"],
         "corpus_tokens": train["corpus_tokens"], "steps": train["steps"], "epochs": train["epochs"],
         "training_seconds": train["seconds"], "training_device": train["device"], "best_step": train["best"]["step"],
         "evaluations": len(train["evaluations"]), "ratio": judgment.teacher_perplexity / judgment.trigram_perplexity,

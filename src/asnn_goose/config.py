@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent
 from asnn_goose.config_text import Data, Protocol, Section, StandardProtocol
-from asnn_goose.config_training import Objective, Stage, Training
+from asnn_goose.config_training import DistillStage, Objective, Stage, Training
 
 
 class Teacher(Section):
@@ -56,6 +56,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _hidden_states_correspond(self) -> "Recipe":
+        converted = isinstance(self.student, GooseStudent) and self.student.initialization == "teacher"
+        if self.follows_hidden_states and not converted:
+            raise ValueError(
+                "objective.hidden_alignment needs a student whose blocks stand for the teacher's: student.mixer=goose "
+                "with student.initialization=teacher, or drop it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _windows_fit_positions(self) -> "Recipe":
         longest = max(self.windows.values())
         if isinstance(self.student, GooseStudent):
@@ -66,6 +76,13 @@ class Recipe(Section):
                 f"windows of {longest} tokens need student.max_positions >= {longest}, got {self.student.max_positions}"
             )
         return self
+
+    @property
+    def follows_hidden_states(self) -> bool:
+        """Whether some stage compares hidden states with the teacher's."""
+        stages: tuple[Stage, ...] = self.stages or (DistillStage(share=1.0),)
+        objectives = [stage.objective or self.objective for stage in stages if isinstance(stage, DistillStage)]
+        return any(objective.hidden_alignment is not None for objective in objectives)
 
     @property
     def windows(self) -> dict[str, int]:

@@ -18,6 +18,17 @@ class FixedTemperature(Section):
     """Divides teacher and student logits; the loss is multiplied by its square."""
 
 
+class HiddenAlignment(Section):
+    """What each block of the student leaves in the residual stream follows what the teacher's had there.
+
+    Adds weight * |h - t|^2 / |t|^2, averaged over blocks and tokens, the norms taken over channels. A block that stands
+    for several of the teacher's follows the last of them. (FitNets, Romero et al. 2015, without a projection.)
+    """
+
+    weight: float = Field(default=4.0, gt=0.0)
+    """Factor on the relative squared error, beside the other terms in nats."""
+
+
 class Objective(Section):
     """What is minimized, in nats per token.
 
@@ -29,6 +40,8 @@ class Objective(Section):
     """Weight of the forward KL term."""
     cross_entropy_weight: float = Field(default=0.0, ge=0.0)
     """Weight of the next-token cross-entropy term."""
+    hidden_alignment: HiddenAlignment | None = None
+    """Null leaves the hidden states free."""
     chunk_tokens: int = Field(default=256, ge=1)
     """Tokens whose logits exist at one time."""
 

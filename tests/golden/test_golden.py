@@ -17,7 +17,7 @@ from asnn_goose.models.build import build_student
 from asnn_goose.models.teacher import load_teacher
 from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.stages import plan_stages
-from asnn_goose.training.step import DistillationStep
+from asnn_goose.training.step import DistillationStep, TeacherView
 
 GOLDEN = Path(__file__).with_name("losses.json")
 # In float64 the machines differ in the order of sums alone, and that moves a spike only where it is a tie.
@@ -48,7 +48,7 @@ def losses() -> list[float]:
     values = []
     for number in range(training.steps):
         ids = batches.batch(number * training.batch_size)
-        record = step(ids, teacher.hidden_states(ids).clone())
+        record = step(ids, TeacherView(teacher.hidden_states(ids).clone()))
         (record.loss / record.tokens).backward()
         optimizer.step()
         optimizer.zero_grad()

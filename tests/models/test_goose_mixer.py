@@ -72,18 +72,6 @@ def test_padding_leaves_state_and_convolution_untouched():
     torch.testing.assert_close(padded.memory.shift, alone.memory.shift, rtol=0, atol=1e-12)
 
 
-def test_the_convolution_is_causal_and_channel_by_channel():
-    fresh = mixer()
-    taps, x = noise(*fresh.taps.shape, seed=2), noise(1, 8, fresh.taps.shape[1], seed=3)
-    with torch.no_grad():
-        fresh.taps.copy_(taps)
-    mixed, tail = fresh._convolve(x, torch.zeros(1, 3, x.shape[2]).double(), None)
-    padded = torch.cat((torch.zeros(1, 3, x.shape[2]).double(), x), dim=1)
-    expected = sum(taps[place] * padded[:, 3 - place : 11 - place] for place in range(4))
-    torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-12)
-    assert torch.equal(tail, x[:, -3:].flip(1))
-
-
 def test_rotary_positions_turn_receptance_and_key():
     rotary, x = RotaryPositions((1.0, 0.3, 0.1)), noise(1, 6, WIDTH)
     turning = mixer(rotary=rotary)

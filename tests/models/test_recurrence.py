@@ -126,7 +126,8 @@ def test_numba_asked_for_where_it_is_missing_says_how_to_install_it(monkeypatch)
             raise ImportError("No module named 'numba'")
         return real_import(name, *arguments, **keywords)
 
-    monkeypatch.delitem(sys.modules, "asnn_goose.kernels.scan_numba", raising=False)
+    for module in ("scan_numba", "numba_runtime"):
+        monkeypatch.delitem(sys.modules, f"asnn_goose.kernels.{module}", raising=False)
     monkeypatch.setattr(builtins, "__import__", without_numba)
     with pytest.raises(MachineError, match=r"asnn-goose\[cpu\]"):
         linear_scan(*make_inputs(7), backend="numba")

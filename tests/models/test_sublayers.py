@@ -4,7 +4,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from asnn_goose.models.anatomy import teacher_anatomy
-from asnn_goose.models.sublayers import attention_records
+from asnn_goose.models.sublayers import StreamRecorder, attention_records, block_ends
 
 
 @pytest.fixture
@@ -46,3 +46,19 @@ def test_only_the_blocks_asked_for_are_recorded_and_no_hook_stays(model):
     blocks = teacher_anatomy(model, "model").blocks
     assert len(attention_records(model, blocks[1:], torch.arange(4).reshape(1, 4))) == len(blocks) - 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kept", [(0, 1), (0,), (1,)])
+def test_the_stream_is_recorded_where_each_kept_block_ends(model, kept):
+    anatomy = teacher_anatomy(model, "model")
+    ids = torch.arange(10).reshape(2, 5)
+    # transformers lists the embeddings' output first, and the last entry after the final norm.
+    expected = model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
+    recorder = StreamRecorder(block_ends(anatomy, kept))
+    final = model.base_model(input_ids=ids).last_hidden_state
+    states = recorder.take()
+    assert recorder.take() == ()
+    assert len(states) == len(kept)
+    for index, state in zip(kept[1:], states, strict=False):
+        assert torch.equal(state, expected[index])
+    torch.testing.assert_close(anatomy.final_norm(states[-1]), final)

@@ -6,7 +6,7 @@ from asnn_goose.config_training import FixedTemperature, Objective
 from asnn_goose.kernels.kd_loss import LinearHead
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.training.step import DistillationStep
+from asnn_goose.training.step import DistillationStep, TeacherView
 
 VOCABULARY, WIDTH, TEACHER_WIDTH = 53, 16, 12
 OBJECTIVE = Objective(temperature=FixedTemperature(value=2.0), cross_entropy_weight=0.5, chunk_tokens=7)
@@ -21,17 +21,17 @@ def step() -> DistillationStep:
     return DistillationStep(GooseForCausalLM(config).double(), head, OBJECTIVE)
 
 
-def micro_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def micro_batch(seed: int) -> tuple[torch.Tensor, TeacherView]:
     """Token ids and teacher hidden states of four rows."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, VOCABULARY, (4, 9), generator=generator)
-    return ids, torch.randn(4, 9, TEACHER_WIDTH, dtype=torch.float64, generator=generator)
+    return ids, TeacherView(torch.randn(4, 9, TEACHER_WIDTH, dtype=torch.float64, generator=generator))
 
 
 def test_the_loss_is_the_dense_objective_per_token(step: DistillationStep) -> None:
-    ids, hidden = micro_batch(1)
-    record = step(ids, hidden)
-    student, teacher = step.student(ids).logits, hidden @ step._teacher_head[0].weight.T
+    ids, seen = micro_batch(1)
+    record = step(ids, seen)
+    student, teacher = step.student(ids).logits, seen.hidden @ step._teacher_head[0].weight.T
     kl = functional.kl_div((student / 2).log_softmax(-1), (teacher / 2).log_softmax(-1), log_target=True,
                            reduction="none").sum(-1).mean()  # fmt: skip
     cross_entropy = functional.cross_entropy(student[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -48,3 +48,25 @@ def test_every_parameter_gets_a_gradient(step: DistillationStep) -> None:
 
 def test_the_teacher_is_no_parameter_of_the_step(step: DistillationStep) -> None:
     assert sum(p.numel() for p in step.parameters()) == step.student.num_parameters()
+
+
+def test_hidden_states_are_compared_relative_to_the_teachers_size(step: DistillationStep) -> None:
+    """Twice the weight, twice the term; states times a number, the same term."""
+    ids, seen = micro_batch(1)
+    own = step.student.model(input_ids=ids, output_hidden_states=True).hidden_states[1:]
+    stream = tuple(1.25 * state.detach() for state in own)
+    bare = step(ids, seen)
+    for weight in (1.0, 2.0):
+        step.hidden_weight = weight
+        record = step(ids, seen._replace(stream=stream))
+        assert record.means["hidden_error"].item() == pytest.approx((0.25 / 1.25) ** 2, rel=1e-6)
+        expected = bare.loss.item() + weight * record.tokens * 0.04
+        assert record.loss.item() == pytest.approx(expected, rel=1e-6)
+        assert record.means["loss_nats"].item() == pytest.approx(bare.means["loss_nats"].item(), rel=1e-12)
+
+
+def test_a_stream_of_another_number_of_blocks_is_refused(step: DistillationStep) -> None:
+    ids, seen = micro_batch(1)
+    step.hidden_weight = 1.0
+    with pytest.raises(ValueError, match="zip"):
+        step(ids, seen._replace(stream=(torch.ones(4, 9, WIDTH),)))

@@ -6,10 +6,7 @@ tasks write to one address and no reduction crosses tasks, so results do not dep
 threads, to the last bit. The backward is the reverse scan described in `scan_torch`.
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any, no_type_check
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -18,36 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asnn_goose.errors import MachineError
-
-try:
-    import numba
-except ImportError as error:
-    raise MachineError(
-        f"the numba scan needs numba, which cannot be imported ({error}): pip install 'asnn-goose[cpu]', "
-        "or choose the torch backend"
-    ) from error
-
-# Long enough to stream from memory, short enough to give a small batch of wide rows to several threads.
-BLOCK_CHANNELS = 384
-# Fusing multiply and add is the one liberty the compiler takes: it rounds once instead of twice.
-LIBERTIES = {"contract"}
-
-
-def _compile(kernel: Callable[..., None]) -> Callable[..., None]:
-    """The kernel as machine code, kept on disk between processes where some folder can be written."""
-    options = {"parallel": True, "nogil": True, "fastmath": LIBERTIES}
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **options)(kernel)
-    except RuntimeError as error:
-        if "no locator available" not in str(error):
-            raise
-        compiled = numba.njit(**options)(kernel)
-    return compiled
+from asnn_goose.kernels.numba_runtime import BLOCK_CHANNELS, as_array, compile_kernel, numba, run_kernel
 
 
 # no_type_check keeps the shape checks of the test run from wrapping what numba has to compile.
-@_compile
+@compile_kernel
 @no_type_check
 def _scan(k, v, decay, initial_state, valid, masked, states):
     """Fill `states` (batch time width); `valid` is read only if `masked`."""
@@ -72,7 +44,7 @@ def _scan(k, v, decay, initial_state, valid, masked, states):
             before = after
 
 
-@_compile
+@compile_kernel
 @no_type_check
 def _reverse_scan(
     k,
@@ -126,35 +98,6 @@ def _reverse_scan(
                 flow[channel] *= rate[channel]
 
 
-@cache
-def _most_threads() -> int:
-    """The number of threads numba has started; starting them may warn about a library it then does not use."""
-    threads = torch.get_num_threads()
-    with catch_warnings():
-        simplefilter("ignore")
-        numba.get_num_threads()
-    # Numba sets the thread count of the OpenMP library that torch shares with it.
-    torch.set_num_threads(threads)
-    return int(numba.config.NUMBA_NUM_THREADS)
-
-
-def _run(kernel: Callable[..., None], *arguments: Any) -> None:
-    """Run a kernel on as many threads as torch uses, and leave numba's own setting as it was."""
-    threads = min(torch.get_num_threads(), _most_threads())
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
-    try:
-        kernel(*arguments)
-    finally:
-        numba.set_num_threads(before)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    """The tensor's memory as a C-ordered array: one compiled version serves every stride."""
-    array: NDArray[Any] = tensor.detach().contiguous().numpy()
-    return array
-
-
 def linear_scan_numba(
     k: Float[Tensor, "batch time width"],
     v: Float[Tensor, "batch time width"],
@@ -186,7 +129,7 @@ class _LinearScan(torch.autograd.Function):
     ) -> tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch width"]]:
         """Fill the states and keep them: they are what the backward needs of the past."""
         states = torch.empty(k.shape, dtype=k.dtype)
-        _run(_scan, *_inputs(k, v, decay, initial_state, valid), states.numpy())
+        run_kernel(_scan, *_inputs(k, v, decay, initial_state, valid), states.numpy())
         ctx.save_for_backward(k, v, decay, initial_state, valid, states)
         return states, states[:, -1].clone()
 
@@ -202,10 +145,10 @@ class _LinearScan(torch.autograd.Function):
         carried = final_state_gradient.clone(memory_format=torch.contiguous_format)
         k_gradient, v_gradient = torch.empty_like(states), torch.empty_like(states)
         partial = np.empty(carried.shape, dtype=carried.numpy().dtype)
-        _run(
+        run_kernel(
             _reverse_scan,
             *_inputs(k, v, decay, initial_state, valid),
-            *(_array(tensor) for tensor in (states, states_gradient, carried, k_gradient, v_gradient)),
+            *(as_array(tensor) for tensor in (states, states_gradient, carried, k_gradient, v_gradient)),
             partial,
         )
         return k_gradient, v_gradient, torch.from_numpy(partial.sum(axis=0)), carried, None
@@ -215,5 +158,5 @@ def _inputs(
     k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor, valid: Tensor | None
 ) -> tuple[NDArray[Any] | bool, ...]:
     """The arguments both kernels begin with; an absent mask is a placeholder that is never read."""
-    mask = np.ones((1, 1), dtype=np.bool_) if valid is None else _array(valid)
-    return _array(k), _array(v), _array(decay), _array(initial_state), mask, valid is not None
+    mask = np.ones((1, 1), dtype=np.bool_) if valid is None else as_array(valid)
+    return as_array(k), as_array(v), as_array(decay), as_array(initial_state), mask, valid is not None

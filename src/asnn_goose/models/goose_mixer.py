@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from asnn_goose.models.convolution import short_convolution
 from asnn_goose.models.delta import DeltaBackend, delta_rule
-from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site, shift_tokens
+from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site
 from asnn_goose.models.rotary import RotaryPositions
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -169,7 +170,7 @@ class GooseMixer(nn.Module):
         """r, k and v as the recurrence takes them, the tail of the convolution, and the spikes by site."""
         shape = self.shape
         projected = torch.cat((self.receptance(x), self.key(x), self.value(x)), dim=-1)
-        projected, tail = self._convolve(projected, memory.shift, valid)
+        projected, tail = short_convolution(projected, self.taps, memory.shift, valid)
         r, k, v = projected.split((shape.read_width, shape.state_width, shape.state_width), dim=-1)
         r, k = self._turn(r, k, positions)
         spikes: dict[str, Tensor] = {}
@@ -194,29 +195,6 @@ class GooseMixer(nn.Module):
         read, state = delta_rule(*inputs, log_decay, erase, write, state, valid, self.backend)
         normed = read * torch.rsqrt(read.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
         return normed.flatten(2), state
-
-    def _convolve(self, x: Tensor, tail: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Each channel's weighted sum of its last valid values, and the tail that the next call needs."""
-        if valid is None:
-            return self._convolve_all(x, tail)
-        mixed, earlier, tails = self.taps[0] * x, x, []
-        for place in range(1, len(self.taps)):
-            earlier, last = shift_tokens(earlier, tail[:, place - 1], valid)
-            tails.append(last)
-            mixed = mixed + self.taps[place] * earlier
-        return mixed, torch.stack(tails, dim=1) if tails else tail
-
-    def _convolve_all(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-        """As `_convolve` where every token is valid: slices of one extended sequence."""
-        earliest, time = len(self.taps) - 1, x.shape[1]
-        if earliest == 0:
-            return self.taps[0] * x, tail
-        # The tail holds the latest token first.
-        extended = torch.cat((tail.to(x.dtype).flip(1), x), dim=1)
-        mixed = self.taps[0] * x
-        for place in range(1, len(self.taps)):
-            mixed = torch.addcmul(mixed, self.taps[place], extended[:, earliest - place : earliest - place + time])
-        return mixed, extended[:, time:].flip(1)
 
     def _turn(self, r: Tensor, k: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.rotary is None and self.key_norm is None:

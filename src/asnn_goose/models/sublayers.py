@@ -1,6 +1,6 @@
-"""What a transformer's attention was given and what it gave, layer by layer, from one forward pass."""
+"""What a transformer computes on the way: its attention layer by layer, and its residual stream between blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from asnn_goose.models.anatomy import TeacherBlock
+from asnn_goose.models.anatomy import TeacherAnatomy, TeacherBlock
 from asnn_goose.models.teacher import body_hidden_states
 
 
@@ -27,6 +27,42 @@ class AttentionRecord:
     given: Float[Tensor, "batch time width"]
     found: Float[Tensor, "batch time read"]
     output: Float[Tensor, "batch time width"]
+
+
+class StreamRecorder:
+    """Keeps what a model's residual stream holds where given norms read it, in every forward pass from now on.
+
+    Its hooks stay with the model, so that a form compiled later has them inside.
+
+    Args:
+        norms: The norms, in the order in which the model calls them.
+    """
+
+    def __init__(self, norms: Sequence[nn.Module]) -> None:
+        self._states: list[Tensor | None] = [None] * len(norms)
+        for place, norm in enumerate(norms):
+            norm.register_forward_pre_hook(self._keeper(place))
+
+    def take(self) -> tuple[Float[Tensor, "batch time width"], ...]:
+        """What the last forward pass left, and nothing kept of it afterwards."""
+        states = tuple(state for state in self._states if state is not None)
+        self._states[:] = [None] * len(self._states)
+        return states
+
+    def _keeper(self, place: int) -> Callable[[nn.Module, Any], None]:
+        states = self._states
+
+        def keep(module: nn.Module, given: Any) -> None:
+            """Keep what the norm was given."""
+            states[place] = given[0]
+
+        return keep
+
+
+def block_ends(anatomy: TeacherAnatomy, kept: Sequence[int]) -> tuple[nn.Module, ...]:
+    """For each kept block the norm that first reads what it leaves: that of the next kept one, or the final norm."""
+    following = [anatomy.blocks[index].mixer_norm for index in kept[1:]]
+    return (*following, anatomy.final_norm)
 
 
 @torch.no_grad()

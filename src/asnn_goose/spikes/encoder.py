@@ -5,16 +5,22 @@ values = sign(z) * min(D, floor(|z| + 1/2)). For D = 1 this is +1 above theta, -
 The threshold looks at one token alone: a token's spikes depend neither on its batch nor on its future.
 """
 
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from asnn_goose.errors import MachineError
 from asnn_goose.spikes.surrogate import SurrogateSpec, surrogate_derivative
 
 THRESHOLD_RANGE = (0.01, 10.0)
+# Fewer values than this are encoded sooner by torch than a compiled kernel is called.
+LEAST_WORTHWHILE = 16_384
 
 Amplitude = Literal["none", "scalar", "channel"]
 Scale = Literal["none", "token"]
@@ -87,6 +93,13 @@ class SpikeEncoder(nn.Module):
     def forward(self, x: Float[Tensor, "*batch width"]) -> Spikes:
         """Spikes of the activations; statistics and thresholds are computed in at least float32."""
         x = x if x.dtype == torch.float64 else x.float()
+        kernel = self._compiled_kernel(x)
+        if kernel is not None:
+            limit = self.levels - 0.5 + self.surrogate.width if self.surrogate.kind == "clipped_ste" else math.inf
+            values, step = kernel(
+                x, cast(float, self.alpha), THRESHOLD_RANGE, self.levels, limit, self.surrogate.gradient_scale
+            )
+            return Spikes(values, step if self.scale == "token" else None, self.amplitude)
         threshold = (self.alpha * x.detach().abs().mean(dim=-1, keepdim=True)).clamp(*THRESHOLD_RANGE)
         step = 2.0 * threshold
         if self.surrogate.kind == "recorded_ste":
@@ -94,6 +107,13 @@ class SpikeEncoder(nn.Module):
             return Spikes(self._recorded_values(x, step), step if self.scale == "token" else None, self.amplitude)
         values = _Staircase.apply(x / step, self.levels, self.surrogate)
         return Spikes(values, step if self.scale == "token" else None, self.amplitude)
+
+    def _compiled_kernel(self, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """The numba form where it serves: on a CPU, for a given alpha, and a surrogate that clips or does not."""
+        written = not isinstance(self.alpha, nn.Parameter) and self.surrogate.kind in ("clipped_ste", "ste")
+        if not written or x.device.type != "cpu" or x.numel() < LEAST_WORTHWHILE or torch.compiler.is_compiling():
+            return None
+        return _numba_encoder()
 
     def _recorded_values(self, x: Tensor, step: Tensor) -> Tensor:
         # The notebooks' estimator is y = a * s + (x - stop(x)): dy/dx = 1 whatever the amplitude, dy/da = s,
@@ -104,6 +124,16 @@ class SpikeEncoder(nn.Module):
             factor = factor * step
         # A silent amplitude hides the bypass with the spike: there is nothing to divide by.
         return values + (x - x.detach()) / factor.where(factor != 0, 1.0)
+
+
+@cache
+def _numba_encoder() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """The numba form, or None where numba is not installed."""
+    try:
+        from asnn_goose.kernels.encoder_numba import encode_numba
+    except MachineError:
+        return None
+    return encode_numba
 
 
 def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:

@@ -15,9 +15,7 @@ from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.mixers import MixerOutput
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import AttentionRecord
-from asnn_goose.training.step import StepRecord
-
-SMALLEST_POWER = 1e-12
+from asnn_goose.training.step import SMALLEST_POWER, StepRecord
 
 
 def run_mixer(mixer: GooseMixer, given: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:

@@ -1,6 +1,8 @@
 """One differentiable unit of distillation: the module that the loop, accelerate and every wrapper see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +13,7 @@ from asnn_goose.kernels.kd_loss import LinearHead, distillation_sums
 from asnn_goose.models.student import GooseForCausalLM
 
 IGNORED = -100
+SMALLEST_POWER = 1e-12
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ class StepRecord:
     loss: Tensor
     tokens: int
     means: dict[str, Tensor]
+
+
+class TeacherView(NamedTuple):
+    """What distillation sees of the teacher on a micro-batch.
+
+    `hidden` is what its head multiplies, [batch time teacher_width]; `stream`, where hidden states are compared, the
+    residual stream at the end of what each of the student's blocks stands for.
+    """
+
+    hidden: Float[Tensor, "batch time teacher_width"]
+    stream: Sequence[Float[Tensor, "batch time width"]] = ()
 
 
 class DistillationStep(nn.Module):
@@ -46,10 +60,9 @@ class DistillationStep(nn.Module):
         self.cross_entropy_weight = objective.cross_entropy_weight
         self.temperature = objective.temperature.value
         self.chunk_tokens = objective.chunk_tokens
+        self.hidden_weight = objective.hidden_alignment.weight if objective.hidden_alignment else None
 
-    def forward(
-        self, input_ids: Int[Tensor, "batch time"], teacher_hidden: Float[Tensor, "batch time teacher_width"]
-    ) -> StepRecord:
+    def forward(self, input_ids: Int[Tensor, "batch time"], teacher: TeacherView) -> StepRecord:
         """Loss sums of one micro-batch of full rows.
 
         A row of n tokens has n positions with a KL term and n - 1 with a next token. The cross-entropy is
@@ -58,12 +71,14 @@ class DistillationStep(nn.Module):
         batch, time = input_ids.shape
         labels = torch.full_like(input_ids, IGNORED)
         labels[:, :-1] = input_ids[:, 1:]
-        hidden = self.student.model(input_ids=input_ids).last_hidden_state
+        follows = self.hidden_weight is not None
+        found = self.student.model(input_ids=input_ids, output_hidden_states=follows)
+        hidden = found.last_hidden_state
         head = self.student.lm_head
         sums = distillation_sums(
             student_hidden=hidden.flatten(0, 1),
             student_head=LinearHead(head.weight, head.bias),
-            teacher_hidden=teacher_hidden.flatten(0, 1),
+            teacher_hidden=teacher.hidden.flatten(0, 1),
             teacher_head=self._teacher_head[0],
             labels=labels.flatten(),
             valid=torch.ones(batch * time, dtype=torch.bool, device=input_ids.device),
@@ -80,7 +95,23 @@ class DistillationStep(nn.Module):
             "cross_entropy_nats": sums.cross_entropy_nats / predictions,
             "loss_nats": sums.loss.detach() / tokens,
         }
-        return StepRecord(loss=sums.loss, tokens=tokens, means=means)
+        loss = sums.loss
+        if self.hidden_weight is not None:
+            error = relative_error(found.hidden_states[1:], teacher.stream)
+            means["hidden_error"] = error.detach()
+            loss = loss + self.hidden_weight * tokens * error
+        return StepRecord(loss=loss, tokens=tokens, means=means)
+
+
+def relative_error(
+    student: Sequence[Float[Tensor, "batch time width"]], teacher: Sequence[Float[Tensor, "batch time width"]]
+) -> Float[Tensor, ""]:
+    """|student - teacher|^2 / |teacher|^2 over channels, averaged over tokens and blocks."""
+    errors = []
+    for state, target in zip(student, teacher, strict=True):
+        power = target.float().square().mean(dim=-1).clamp_min(SMALLEST_POWER)
+        errors.append(((state.float() - target.float()).square().mean(dim=-1) / power).mean())
+    return torch.stack(errors).mean()
 
 
 def _matmul_dtype(device: torch.device) -> torch.dtype | None:

@@ -13,18 +13,21 @@ from asnn_goose.evaluation.perplexity import EvaluationWindows
 from asnn_goose.models.anatomy import TeacherBlock
 from asnn_goose.models.block import run_block
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import attention_records
+from asnn_goose.models.sublayers import StreamRecorder, attention_records
 from asnn_goose.models.teacher import Teacher, compile_or_fall_back
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, run_mixer
 from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.stages import StagePlan, copied_parameters, trained_parameters
-from asnn_goose.training.step import DistillationStep
+from asnn_goose.training.step import DistillationStep, TeacherView
 
 
 @dataclass(frozen=True)
 class RunMaterial:
-    """What a run works on: models, evaluation text, beginnings of it to continue, and where it leaves its traces."""
+    """What a run works on: models, evaluation text, beginnings of it to continue, and where it leaves its traces.
+
+    `stream` records the teacher's residual stream, if some stage compares hidden states.
+    """
 
     teacher: Teacher
     student: GooseForCausalLM
@@ -32,6 +35,7 @@ class RunMaterial:
     beginnings: tuple[Tensor, ...]
     folder: RunDirectory
     teacher_perplexity: float
+    stream: StreamRecorder | None = None
 
 
 @dataclass(frozen=True)
@@ -84,5 +88,11 @@ def build_work(
         if compiled:
             student.model.block_runner = compile_or_fall_back(run_block, "student", dynamic=False)
         module = DistillationStep(student, teacher.head, plan.objective)
-        observe = teacher.hidden_states
+        if plan.objective.hidden_alignment is not None and material.stream is None:
+            raise ValueError("hidden states are to be compared, but nothing records the teacher's")
+
+        def observe(ids: Tensor) -> Any:
+            """The teacher's hidden states, those between blocks too where they are recorded."""
+            return TeacherView(teacher.hidden_states(ids), material.stream.take() if material.stream else ())
+
     return StageWork(plan, batches, module, observe, build_optimizer(module, recipe.training, plan, copied))
