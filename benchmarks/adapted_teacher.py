@@ -22,6 +22,7 @@ from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windo
 from asnn_goose.models.teacher import Teacher, body_hidden_states, compile_or_fall_back, load_teacher, output_head
 from asnn_goose.presets import load_recipe
 from asnn_goose.training.optimizer import build_optimizer, learning_rate_share, set_learning_rate
+from asnn_goose.training.precision import resolve_precision, resolve_teacher_dtype
 from asnn_goose.training.rows import prepare_text
 from asnn_goose.training.stages import plan_stages
 
@@ -51,8 +52,13 @@ def main() -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.training.seed)
-    teacher = load_teacher(recipe.teacher.name, torch.float32, device, recipe.teacher.sha256)
+    # In the number type of the recipe's own runs, so that text the teacher has written for them is found again.
+    dtype = resolve_teacher_dtype(
+        recipe.teacher.dtype, resolve_precision(recipe.training.precision, torch.device(device))
+    )
+    teacher = load_teacher(recipe.teacher.name, dtype, device, recipe.teacher.sha256)
     text = prepare_text(recipe.data, recipe.training.seed, teacher, console)
+    teacher.model.float()
     windows = evaluation_windows(text.separator.join(text.held_out), teacher.tokenizer, recipe.evaluation)
     console.print(f"{recipe.teacher.name} before: perplexity {perplexity(teacher, windows):.3f} ({windows.statement})")
     model = teacher.model.train().requires_grad_(True)

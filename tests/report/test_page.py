@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from asnn_goose.report.page import flatten, format_count, format_duration, format_gibibytes, format_percent, report_page
-from asnn_goose.results import Figure, ModelResult, Perplexities, Ratio, SpikeResult, Stage
+from asnn_goose.results import Controls, Figure, ModelResult, Perplexities, Ratio, SpikeResult, Stage
 
 VOID = {"meta", "img", "link", "br"}
 
@@ -83,10 +83,17 @@ def test_checks_are_counted_and_shown(results):
 
 def test_stages_and_adaptation_appear_where_there_were_any(results):
     assert "Stages" not in text_of(page_of(results))
-    stages = (Stage(name="align", perplexity=25.0, tokens=1000),)
+    stages = (Stage(name="align", perplexity=25.0, ratio_to_teacher=1.25, tokens=1000),)
     text = text_of(page_of(results, stages=stages, perplexities=Perplexities(after_adaptation=28.0)))
-    assert "align 1,000 25.00" in text
+    assert "align 1,000 25.00 1.25" in text
     assert "Student after adaptation 28.00 1.40" in text
+
+
+def test_controls_stand_beside_the_student_where_they_were_measured(results):
+    assert "Control" not in text_of(page_of(results))
+    text = text_of(page_of(results, controls=Controls(random_weights=4000.0)))
+    assert "Control: random weights 4,000.00 200.00" in text
+    assert "weights only copied" not in text
 
 
 def test_recipe_environment_and_recorded_line_are_there(results):

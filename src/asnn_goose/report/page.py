@@ -34,7 +34,17 @@ def report_page(results: Results, environment: Mapping[str, Any], recipe_yaml_te
         recipe=recipe_yaml_text,
         facts=run_facts(results),
         adapted_ratio=quotient(results.perplexities.after_adaptation, results.teacher.perplexity),
+        controls=[
+            (name, value, quotient(value, results.teacher.perplexity)) for name, value in measured_controls(results)
+        ],
     )
+
+
+def measured_controls(results: Results) -> list[tuple[str, float]]:
+    """The controls of a run that were measured: what each is, and its perplexity."""
+    controls = results.controls
+    named = (("weights only copied", controls.untrained_conversion), ("random weights", controls.random_weights))
+    return [(name, perplexity) for name, perplexity in named if perplexity is not None]
 
 
 def format_number(value: float | None, decimals: int = 2) -> str:

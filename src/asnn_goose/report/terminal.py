@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asnn_goose.checks import quotient
-from asnn_goose.report.page import format_number
+from asnn_goose.report.page import format_number, measured_controls
 from asnn_goose.results import Results
 from asnn_goose.run_dir import RunDirectory
 
@@ -37,19 +37,15 @@ def print_results(folder: RunDirectory, console: Console) -> None:
 
 def _figures_table(results: Results) -> Table:
     table = Table("", "parameters", "perplexity", "to teacher")
-    teacher, student, controls = results.teacher, results.student, results.controls
+    teacher, student = results.teacher, results.student
     before = next(iter(results.curves.perplexity.values), None)
     stages = [(f"student after {stage.name}", stage.perplexity) for stage in results.stages]
-    measured = [
-        ("control: weights only copied", controls.untrained_conversion),
-        ("control: random weights", controls.random_weights),
-    ]
     rows = [
         (f"teacher {teacher.name}", f"{teacher.parameters:,}", teacher.perplexity),
         ("student, best", f"{student.parameters:,}", student.perplexity),
         *((name, "", perplexity) for name, perplexity in reversed(stages if len(stages) > 1 else [])),
         ("student before training", "", before),
-        *((name, "", perplexity) for name, perplexity in measured if perplexity is not None),
+        *((f"control: {name}", "", perplexity) for name, perplexity in measured_controls(results)),
     ]
     for name, parameters, perplexity in rows:
         ratio = format_number(quotient(perplexity, teacher.perplexity))
