@@ -14,6 +14,7 @@ from asnn_goose.models.student import GooseForCausalLM
 
 IGNORED = -100
 SMALLEST_POWER = 1e-12
+LEAST_SPREAD = 1e-2
 
 
 @dataclass(frozen=True)
@@ -97,20 +98,24 @@ class DistillationStep(nn.Module):
         }
         loss = sums.loss
         if self.hidden_weight is not None:
-            error = relative_error(found.hidden_states[1:], teacher.stream)
+            error = channel_error(found.hidden_states[1:], teacher.stream)
             means["hidden_error"] = error.detach()
             loss = loss + self.hidden_weight * tokens * error
         return StepRecord(loss=loss, tokens=tokens, means=means)
 
 
-def relative_error(
+def channel_error(
     student: Sequence[Float[Tensor, "batch time width"]], teacher: Sequence[Float[Tensor, "batch time width"]]
 ) -> Float[Tensor, ""]:
-    """|student - teacher|^2 / |teacher|^2 over channels, averaged over tokens and blocks."""
+    """(student - teacher)^2 over each channel's variance in the teacher, averaged over channels, tokens and blocks."""
     errors = []
     for state, target in zip(student, teacher, strict=True):
-        power = target.float().square().mean(dim=-1).clamp_min(SMALLEST_POWER)
-        errors.append(((state.float() - target.float()).square().mean(dim=-1) / power).mean())
+        wanted = target.float()
+        with torch.no_grad():
+            spread = wanted.flatten(0, 1).var(dim=0, correction=0)
+            # A channel that hardly ever moves must not outweigh those that do.
+            spread = spread.clamp_min(LEAST_SPREAD * spread.median()).clamp_min(SMALLEST_POWER)
+        errors.append(((state.float() - wanted).square() / spread).mean())
     return torch.stack(errors).mean()
 
 
