@@ -10,6 +10,7 @@ model for `asnn-goose evaluate`.
 
 import argparse
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -68,9 +69,7 @@ def main() -> None:
     plans = [plan for plan in plan_stages(recipe, 1) if plan.kind == "distill"]
     whole, done, tokens = sum(plan.steps for plan in plans), 0, 0
     started = time.perf_counter()
-    optimizer = build_optimizer(model, recipe.training, plans[0])
-    for group in optimizer.param_groups:
-        group["peak_learning_rate"] = options.learning_rate
+    optimizer = build_optimizer(model, recipe.training, replace(plans[0], learning_rate=options.learning_rate))
     for plan in plans:
         batches = BatchPlan(text.rows(plan.window), plan.batch_size, recipe.training.seed + plan.index)
         for step in range(plan.steps):

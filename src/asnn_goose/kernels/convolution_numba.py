@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asnn_goose.kernels.numba_runtime import BLOCK_CHANNELS, as_array, compile_kernel, numba, run_kernel
+from asnn_goose.kernels.numba_runtime import as_array, block_of, blocks_of, compile_kernel, numba, run_kernel
 
 
 # no_type_check keeps the shape checks of the test run from wrapping what numba has to compile.
@@ -21,11 +21,8 @@ from asnn_goose.kernels.numba_runtime import BLOCK_CHANNELS, as_array, compile_k
 def _convolve(x, taps, tail, mixed):
     """Fill `mixed` (batch time channels); `tail` holds the latest token before the row first."""
     batch, time, channels = x.shape
-    blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    for task in numba.prange(batch * blocks):
-        row = task // blocks
-        first = (task % blocks) * BLOCK_CHANNELS
-        last = min(first + BLOCK_CHANNELS, channels)
+    for task in numba.prange(batch * blocks_of(channels)):
+        row, first, last = block_of(task, channels)
         for step in range(time):
             out = mixed[row, step, first:last]
             weight = taps[0, first:last]
@@ -44,11 +41,8 @@ def _convolve(x, taps, tail, mixed):
 def _convolve_backward(x, taps, tail, arriving, x_gradient, taps_partial, tail_gradient):
     """Fill the gradients of x and tail, and `taps_partial` (batch taps channels), each row's share of the taps'."""
     batch, time, channels = x.shape
-    blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    for task in numba.prange(batch * blocks):
-        row = task // blocks
-        first = (task % blocks) * BLOCK_CHANNELS
-        last = min(first + BLOCK_CHANNELS, channels)
+    for task in numba.prange(batch * blocks_of(channels)):
+        row, first, last = block_of(task, channels)
         taps_partial[row, :, first:last] = 0
         tail_gradient[row, :, first:last] = 0
         for step in range(time):

@@ -5,7 +5,7 @@ Raises MachineError at import where numba is missing, so that a caller can fall 
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, no_type_check
 from warnings import catch_warnings, simplefilter
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asnn_goose.errors import MachineError
 
-__all__ = ["BLOCK_CHANNELS", "as_array", "compile_kernel", "numba", "run_kernel"]
+__all__ = ["as_array", "block_of", "blocks_of", "compile_kernel", "numba", "run_kernel"]
 
 try:
     import numba
@@ -40,6 +40,23 @@ def compile_kernel(kernel: Callable[..., None]) -> Callable[..., None]:
             raise
         compiled = numba.njit(**options)(kernel)
     return compiled
+
+
+# no_type_check keeps the shape checks of the test run from wrapping what numba has to compile.
+@numba.njit
+@no_type_check
+def blocks_of(channels):
+    """Blocks of channels that one row is cut into; a kernel's task is one of them in one row."""
+    return (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
+
+
+@numba.njit
+@no_type_check
+def block_of(task, channels):
+    """The row of a task, and its first channel and the one behind its last."""
+    blocks = blocks_of(channels)
+    first = (task % blocks) * BLOCK_CHANNELS
+    return task // blocks, first, min(first + BLOCK_CHANNELS, channels)
 
 
 @cache

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from asnn_goose.kernels.numba_runtime import BLOCK_CHANNELS, as_array, compile_kernel, numba, run_kernel
+from asnn_goose.kernels.numba_runtime import as_array, block_of, blocks_of, compile_kernel, numba, run_kernel
 
 
 # no_type_check keeps the shape checks of the test run from wrapping what numba has to compile.
@@ -24,11 +24,8 @@ from asnn_goose.kernels.numba_runtime import BLOCK_CHANNELS, as_array, compile_k
 def _scan(k, v, decay, initial_state, valid, masked, states):
     """Fill `states` (batch time width); `valid` is read only if `masked`."""
     batch, time, width = k.shape
-    blocks = (width + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    for task in numba.prange(batch * blocks):
-        row = task // blocks
-        first = (task % blocks) * BLOCK_CHANNELS
-        last = min(first + BLOCK_CHANNELS, width)
+    for task in numba.prange(batch * blocks_of(width)):
+        row, first, last = block_of(task, width)
         rate = decay[first:last]
         before = initial_state[row, first:last]
         for step in range(time):
@@ -65,11 +62,8 @@ def _reverse_scan(
     `carried` (batch width) enters as the gradient of the final state and leaves as the initial state's.
     """
     batch, time, width = k.shape
-    blocks = (width + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    for task in numba.prange(batch * blocks):
-        row = task // blocks
-        first = (task % blocks) * BLOCK_CHANNELS
-        last = min(first + BLOCK_CHANNELS, width)
+    for task in numba.prange(batch * blocks_of(width)):
+        row, first, last = block_of(task, width)
         rate = decay[first:last]
         flow = carried[row, first:last]
         share = partial[row, first:last]

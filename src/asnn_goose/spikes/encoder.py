@@ -20,7 +20,7 @@ from asnn_goose.spikes.surrogate import SurrogateSpec, surrogate_derivative
 
 THRESHOLD_RANGE = (0.01, 10.0)
 # Fewer values than this are encoded sooner by torch than a compiled kernel is called.
-LEAST_WORTHWHILE = 16_384
+LEAST_WORTHWHILE = 8_192
 
 Amplitude = Literal["none", "scalar", "channel"]
 Scale = Literal["none", "token"]
