@@ -101,3 +101,21 @@ def test_hidden_states_are_compared_only_where_blocks_correspond(student, place)
         recipe(student=student, **asked)
     assert recipe(student={"mixer": "goose"}, **asked).follows_hidden_states
     assert not recipe(student={"mixer": "goose"}).follows_hidden_states
+
+
+MIXTURE = {"source": "mixture", "parts": [{"weight": 1.0, "text": {"name": "pocket"}}] * 2}
+
+
+def test_a_stage_may_weigh_the_parts_of_a_mixture_anew():
+    def stage(weights, data=MIXTURE):
+        """A recipe of one stage with these weights."""
+        return recipe(data=data, stages=[{"kind": "distill", "share": 1, "part_weights": weights}])
+
+    assert stage([0, 1]).stages[0].part_weights == (0.0, 1.0)
+    for wrong in ([1], [0, 0], [1, 1e-4], []):
+        with pytest.raises(ValidationError, match=r"stages\.0\.part_weights=.* for each of data\.parts \(2\)"):
+            stage(wrong)
+    with pytest.raises(ValidationError, match=r"stages\.0\.part_weights weighs the parts of data\.source=mixture"):
+        stage([1], {"name": "pocket"})
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        stage([1, -1])

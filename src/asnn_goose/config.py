@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent
-from asnn_goose.config_text import Data, Protocol, Section, StandardProtocol
+from asnn_goose.config_text import BLOCK_ROWS, Data, MixedText, Protocol, Section, StandardProtocol
 from asnn_goose.config_training import DistillStage, Objective, Stage, Training
 
 
@@ -53,6 +53,21 @@ class Recipe(Section):
             raise ValueError(f"stages have the names {', '.join(names)}: give each its own name")
         if any(stage.kind == "align" for stage in self.stages) and not isinstance(self.student, GooseStudent):
             raise ValueError("a stage of kind align needs student.mixer=goose, whose mixers stand in attention's place")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_the_parts(self) -> "Recipe":
+        for place, weights in enumerate(stage.part_weights for stage in self.stages):
+            if weights is None:
+                continue
+            if not isinstance(self.data, MixedText):
+                raise ValueError(f"stages.{place}.part_weights weighs the parts of data.source=mixture: drop it")
+            parts, used = len(self.data.parts), [weight for weight in weights if weight > 0]
+            if len(weights) != parts or not used or min(used) < sum(used) / BLOCK_ROWS:
+                raise ValueError(
+                    f"stages.{place}.part_weights={list(weights)}: give one weight for each of data.parts ({parts}), "
+                    f"0 or at least 1/{BLOCK_ROWS} of their sum, and not 0 for all"
+                )
         return self
 
     @model_validator(mode="after")

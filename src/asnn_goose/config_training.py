@@ -162,6 +162,8 @@ class StageOptions(Section):
     """Rows a micro-batch holds on each process."""
     window: int | None = Field(default=None, ge=2)
     """Tokens a row holds."""
+    part_weights: tuple[Annotated[float, Field(ge=0.0)], ...] | None = Field(default=None, strict=False)
+    """Weight of each part of the recipe's mixture, 0 for none of it; null keeps the mixture's own."""
     exit: StageExit | None = None
     """Null uses the whole budget."""
 

@@ -57,6 +57,15 @@ def test_a_mixture_holds_the_rows_of_each_part(plain, samples, teacher, quiet_co
     assert prepared.source.startswith("a mixture of 25.0% ")
 
 
+def test_a_stage_may_take_a_mixture_in_other_shares(plain, samples, teacher, quiet_console):
+    parts = (MixturePart(weight=1.0, text=plain), MixturePart(weight=3.0, text=samples))
+    prepared = prepare_text(MixedText(parts=parts), 7, teacher, quiet_console)
+    rows = prepared.rows(16, (2.0, 1.0))
+    assert isinstance(rows, MixedRows)
+    assert rows.weights == (2.0, 1.0)
+    assert same_rows(prepared.rows(16, (0.0, 1.0)), prepare_text(samples, 7, teacher, quiet_console).rows(16))
+
+
 def test_a_mixture_is_evaluated_on_the_part_that_it_names(plain, teacher, quiet_console, tmp_path):
     (tmp_path / "other.txt").write_text("One goose flies.\n" * 100, encoding="utf-8")
     other = LocalText(path=tmp_path / "other.txt")

@@ -42,6 +42,7 @@ def test_stages_share_the_budget_and_may_have_windows_and_rates_of_their_own():
     assert [plan.tokens_per_step for plan in plans] == [384, 384, 384]
     assert plans[0].learning_rate == plans[0].copied_learning_rate == 2e-3
     assert plans[2].copied_learning_rate == 1e-5
+    assert plans[2].part_weights is None
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_hidden_states_add_their_error_to_the_loss_alone(step: DistillationStep)
     ids, seen = micro_batch(1)
     own = step.student.model(input_ids=ids, output_hidden_states=True).hidden_states[1:]
     stream = tuple(1.25 * state.detach() for state in own)
-    bare, error = step(ids, seen), channel_error(own, stream).item()
+    bare, error = step(ids, seen), torch.stack([*map(channel_error, own, stream)]).mean().item()
     for weight in (1.0, 2.0):
         step.hidden_weight = weight
         record = step(ids, seen._replace(stream=stream))
@@ -67,26 +67,25 @@ def test_an_error_counts_by_how_much_its_channel_moves() -> None:
     generator = torch.Generator().manual_seed(0)
     wanted, off = torch.randn(2, 3, 50, 8, generator=generator)
     scale = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 100.0, 1000.0])
-    plain = channel_error([wanted + 0.1 * off], [wanted])
+    plain = channel_error(wanted + 0.1 * off, wanted)
     assert plain.item() == pytest.approx(0.01, rel=0.3)
     shifted = 10.0 * torch.arange(8.0)
     # The same error in units of each channel's spread, whatever its size and wherever its mean.
-    scaled = channel_error([scale * (wanted + 0.1 * off) + shifted], [scale * wanted + shifted])
+    scaled = channel_error(scale * (wanted + 0.1 * off) + shifted, scale * wanted + shifted)
     assert scaled.item() == pytest.approx(plain.item(), rel=1e-3)
-    assert channel_error([wanted, wanted], [wanted, wanted]).item() == 0.0
-    assert channel_error([wanted, wanted + 0.1 * off], [wanted, wanted]).item() == pytest.approx(plain.item() / 2)
+    assert channel_error(wanted, wanted).item() == 0.0
 
 
 def test_a_channel_that_never_moves_stays_finite_and_does_not_outweigh_the_others() -> None:
     wanted = torch.randn(3, 50, 8, generator=torch.Generator().manual_seed(0))
     wanted[..., 0] = 2.0
     found = (wanted + 0.1).requires_grad_()
-    error = channel_error([found], [wanted])
+    error = channel_error(found, wanted)
     error.backward()
     # One channel at the floor of a hundredth of the median, seven at about 1: (100 + 7) / 8 of the plain error.
     assert error.item() == pytest.approx(0.01 * 107 / 8, rel=0.3)
     assert found.grad.isfinite().all()
-    assert channel_error([torch.zeros(1, 2, 4)], [torch.zeros(1, 2, 4)]).item() == 0.0
+    assert channel_error(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)).item() == 0.0
 
 
 def test_a_stream_of_another_number_of_blocks_is_refused(step: DistillationStep) -> None:

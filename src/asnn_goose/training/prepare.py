@@ -76,7 +76,7 @@ def measure_control(
 
 def stage_batches(recipe: Recipe, plan: StagePlan, text: PreparedText, accelerator: Accelerator) -> BatchPlan:
     """The rows of one stage, in an order of its own."""
-    rows = text.rows(plan.window)
+    rows = text.rows(plan.window, plan.part_weights)
     seed = recipe.training.seed + plan.index
     return BatchPlan(rows, plan.batch_size, seed, accelerator.num_processes, accelerator.process_index)
 

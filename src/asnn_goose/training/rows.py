@@ -40,14 +40,20 @@ class PreparedText:
     source: str
     """One line that says where the text came from."""
 
-    def rows(self, window: int) -> TokenRows | MixedRows:
-        """Training rows of `window` tokens; cheap, so that each stage of a run may have its own window.
+    def rows(self, window: int, weights: Sequence[float] | None = None) -> TokenRows | MixedRows:
+        """Training rows of `window` tokens; cheap, so that each stage of a run may have its own window and mixture.
+
+        Args:
+            window: Tokens a row holds.
+            weights: One for each part in place of its own; a part of weight 0 is left out.
 
         Raises:
             DataError: A text has fewer than two rows.
         """
-        rows = tuple(training_rows(part.tokens, window, part.cut) for part in self.parts)
-        return rows[0] if len(rows) == 1 else MixedRows(rows, tuple(part.weight for part in self.parts))
+        weighed = list(zip(self.parts, weights or [part.weight for part in self.parts], strict=True))
+        used = [(part, weight) for part, weight in weighed if weight > 0]
+        rows = tuple(training_rows(part.tokens, window, part.cut) for part, _ in used)
+        return rows[0] if len(rows) == 1 else MixedRows(rows, tuple(weight for _, weight in used))
 
 
 def prepare_text(data: Data, seed: int, teacher: Teacher, console: Console) -> PreparedText:

@@ -24,6 +24,7 @@ class StagePlan:
         train: Which weights it trains.
         batch_size: Rows a micro-batch holds on each process.
         window: Tokens a row holds.
+        part_weights: Weights of a mixture's parts in place of its own, or None.
         accumulation: Micro-batches a step sums over.
         processes: Processes that train together.
         learning_rate: Peak for new weights.
@@ -39,6 +40,7 @@ class StagePlan:
     train: Literal["all", "mixers", "new"]
     batch_size: int
     window: int
+    part_weights: tuple[float, ...] | None
     accumulation: int
     processes: int
     learning_rate: float
@@ -84,6 +86,7 @@ def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: 
         train=stage.train,
         batch_size=batch_size,
         window=window,
+        part_weights=stage.part_weights,
         accumulation=training.accumulation,
         processes=processes,
         learning_rate=rate,

@@ -1,6 +1,6 @@
 """One differentiable unit of distillation: the module that the loop, accelerate and every wrapper see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,9 +50,16 @@ class DistillationStep(nn.Module):
         student: The model that learns.
         teacher_head: The teacher's output head; held outside the module's parameters.
         objective: Weights, temperature and chunk size.
+        error: What compares the hidden states of a block; `channel_error`, or its compiled form.
     """
 
-    def __init__(self, student: GooseForCausalLM, teacher_head: LinearHead, objective: Objective) -> None:
+    def __init__(
+        self,
+        student: GooseForCausalLM,
+        teacher_head: LinearHead,
+        objective: Objective,
+        error: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         # In a tuple, so that it becomes no parameter.
@@ -62,6 +69,7 @@ class DistillationStep(nn.Module):
         self.temperature = objective.temperature.value
         self.chunk_tokens = objective.chunk_tokens
         self.hidden_weight = objective.hidden_alignment.weight if objective.hidden_alignment else None
+        self._error = error or channel_error
 
     def forward(self, input_ids: Int[Tensor, "batch time"], teacher: TeacherView) -> StepRecord:
         """Loss sums of one micro-batch of full rows.
@@ -98,25 +106,23 @@ class DistillationStep(nn.Module):
         }
         loss = sums.loss
         if self.hidden_weight is not None:
-            error = channel_error(found.hidden_states[1:], teacher.stream)
+            blocks = zip(found.hidden_states[1:], teacher.stream, strict=True)
+            error = torch.stack([self._error(state, target) for state, target in blocks]).mean()
             means["hidden_error"] = error.detach()
             loss = loss + self.hidden_weight * tokens * error
         return StepRecord(loss=loss, tokens=tokens, means=means)
 
 
 def channel_error(
-    student: Sequence[Float[Tensor, "batch time width"]], teacher: Sequence[Float[Tensor, "batch time width"]]
+    student: Float[Tensor, "batch time width"], teacher: Float[Tensor, "batch time width"]
 ) -> Float[Tensor, ""]:
-    """(student - teacher)^2 over each channel's variance in the teacher, averaged over channels, tokens and blocks."""
-    errors = []
-    for state, target in zip(student, teacher, strict=True):
-        wanted = target.float()
-        with torch.no_grad():
-            spread = wanted.flatten(0, 1).var(dim=0, correction=0)
-            # A channel that hardly ever moves must not outweigh those that do.
-            spread = spread.clamp_min(LEAST_SPREAD * spread.median()).clamp_min(SMALLEST_POWER)
-        errors.append(((state.float() - wanted).square() / spread).mean())
-    return torch.stack(errors).mean()
+    """(student - teacher)^2 over each channel's variance in the teacher, averaged over channels and tokens."""
+    wanted = teacher.float()
+    with torch.no_grad():
+        spread = wanted.flatten(0, 1).var(dim=0, correction=0)
+        # A channel that hardly ever moves must not outweigh those that do.
+        spread = spread.clamp_min(LEAST_SPREAD * spread.median()).clamp_min(SMALLEST_POWER)
+    return ((student.float() - wanted).square() / spread).mean()
 
 
 def _matmul_dtype(device: torch.device) -> torch.dtype | None:

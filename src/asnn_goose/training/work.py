@@ -19,7 +19,7 @@ from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, run_mixer
 from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.stages import StagePlan, copied_parameters, trained_parameters
-from asnn_goose.training.step import DistillationStep, TeacherView
+from asnn_goose.training.step import DistillationStep, TeacherView, channel_error
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def build_work(
     else:
         if compiled:
             student.model.block_runner = compile_or_fall_back(run_block, "student", dynamic=False)
-        module = DistillationStep(student, teacher.head, plan.objective)
+        error = compile_or_fall_back(channel_error, "hidden states' error", dynamic=False) if compiled else None
+        module = DistillationStep(student, teacher.head, plan.objective, error)
         if plan.objective.hidden_alignment is not None and material.stream is None:
             raise ValueError("hidden states are to be compared, but nothing records the teacher's")
 
