@@ -101,6 +101,18 @@ def test_a_shipped_recipe_takes_a_mixture():
     assert (kinds, data.held_out_from) == (["PocketText", "TeacherSamples"], 1)
 
 
+@pytest.mark.parametrize(
+    "other", [{"data": {"path": "a.txt"}}, {"data.path": "a.txt"}, {"data.parts": []}, {"data.name": "pocket"}]
+)
+def test_other_text_drops_the_weights_of_the_old_parts(other):
+    stages = [{"share": 1}, {"share": 2, "part_weights": [1, 0]}, {"share": 3, "part_weights": [1, 2]}]
+    recipe = {"data": {"source": "mixture", "parts": [1, 2]}, "stages": stages}
+    assert merge_overrides(recipe, other)["stages"] == [{"share": 1}, {"share": 2}, {"share": 3}]
+    assert merge_overrides(recipe, {"data.held_out_from": 1})["stages"] == stages
+    given = [{"share": 1, "part_weights": [3]}]
+    assert merge_overrides(recipe, {**other, "stages": given})["stages"] == given
+
+
 def test_a_new_budget_drops_the_old_one_only():
     training = merge_overrides(RECIPE, {"training.tokens": 5})["training"]
     assert training == {"tokens": 5, "batch_size": 4, "early_stopping": {"patience_steps": 5}}

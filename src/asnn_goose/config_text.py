@@ -61,7 +61,9 @@ class HubText(TextSource):
     streaming: bool = False
     """Read over the network without downloading the whole; needs `max_documents`."""
     max_documents: int | None = Field(default=None, ge=2)
-    """Documents read from the training split; null reads all."""
+    """Rows read from the training split; null reads all."""
+    rows_per_document: int = Field(default=1, ge=1)
+    """Consecutive rows that are one text, where a data set has a line in each row, as wikitext has."""
 
     @model_validator(mode="after")
     def _streaming_is_bounded(self) -> "HubText":

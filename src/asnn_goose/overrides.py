@@ -18,6 +18,9 @@ EXCLUSIVE = (
 )
 """Pairs of keys of which a recipe has one."""
 
+OTHER_TEXT = ("data", "data.name", "data.path", "data.source", "data.parts")
+"""Keys that give a run other text, or other parts of it, than its stages were weighed for."""
+
 KEPT_WITH_NEW_SOURCE = ("rows", "held_out_fraction")
 """Keys of a plain text that say what is done with it, not where it comes from."""
 
@@ -28,7 +31,8 @@ def merge_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     The order of the overrides has no meaning: choices are replaced first, then shorter paths are set
     before the longer ones that lie inside them. `kind` and `data.source` empty their section; `name` and
     `path` of `data` and of `data.prompts` keep only `KEPT_WITH_NEW_SOURCE`; `student.mixer`,
-    `training.steps` and `training.tokens` drop the fields that the new choice does not have.
+    `training.steps` and `training.tokens` drop the fields that the new choice does not have; `OTHER_TEXT` drops the
+    stages' `part_weights`.
 
     Raises:
         ConfigError: Two overrides exclude each other, or a path leads through a plain value.
@@ -46,6 +50,8 @@ def merge_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
 
 def _drop_old_choice(merged: dict[str, Any], path: str, value: Any) -> None:
     *parents, key = path.split(".")
+    if path in OTHER_TEXT:
+        _weigh_no_parts(merged.get("stages"))
     section: Any = merged
     for parent in parents:
         section = section.get(parent) if isinstance(section, dict) else None
@@ -60,6 +66,12 @@ def _drop_old_choice(merged: dict[str, Any], path: str, value: Any) -> None:
         _keep_only(section, section if choice is None else choice.model_fields)
     elif key == "kind" or path == "data.source":
         section.clear()
+
+
+def _weigh_no_parts(stages: Any) -> None:
+    for stage in stages if isinstance(stages, list | tuple) else ():
+        if isinstance(stage, dict):
+            stage.pop("part_weights", None)
 
 
 def _choices_of(name: str) -> dict[str, type[Section]]:

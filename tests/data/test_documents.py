@@ -7,6 +7,7 @@ from asnn_goose.data.documents import (
     choose_documents,
     divide_text,
     document_separator,
+    joined_rows,
 )
 
 TEXT = " First line \nsecond\n\n \t\n\nThird.\n"
@@ -61,3 +62,10 @@ def test_chosen_documents_of_a_table_are_those_of_a_list(table: ArrowDocuments) 
     expected = ["document 3", "document 1700", "document 2499", "cut"]
     assert list(choose_documents(table, places, added)) == expected
     assert choose_documents(list(table), places, added) == expected
+
+
+def test_joined_rows_end_their_lines_and_none_is_lost():
+    rows = [" = Goose = \n", "", "A bird", "\n", "It flies.\n"]
+    assert joined_rows(rows, 1) == rows
+    assert joined_rows(rows, 2) == [" = Goose = \n", "A bird\n\n", "It flies.\n"]
+    assert joined_rows(rows, 9) == [" = Goose = \nA bird\n\nIt flies.\n"]

@@ -104,6 +104,16 @@ def test_rows_divide_into_lines(answering_hub: str, streaming: bool) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_consecutive_rows_may_be_one_document(answering_hub: str, streaming: bool) -> None:
+    data = HubText(name=answering_hub, rows_per_document=2, max_documents=5, streaming=streaming)
+    train, _ = hub_documents(data)
+    assert [document.count("Its second line.\n") for document in train] == [2, 2, 1]
+    assert train[1] == "train 2.\nIts second line.\ntrain 3.\nIts second line.\n"
+    lines, _ = hub_documents(data.model_copy(update={"documents": "line"}))
+    assert len(lines) == 10
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [

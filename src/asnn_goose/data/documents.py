@@ -34,6 +34,14 @@ def divide_text(text: str, unit: DocumentUnit | None) -> list[str]:
             return [text]
 
 
+def joined_rows(texts: Sequence[str], size: int) -> list[str]:
+    """Each `size` consecutive rows as one text; a row that does not end its line is ended with a line break."""
+    if size == 1:
+        return list(texts)
+    ended = [text if text.endswith("\n") or not text else text + "\n" for text in texts]
+    return ["".join(ended[start : start + size]) for start in range(0, len(ended), size)]
+
+
 def document_separator(documents: Sequence[str], unit: DocumentUnit | None) -> str:
     """What joins documents into one text again: a line break, a blank line, or nothing.
 

@@ -9,7 +9,14 @@ import datasets
 
 from asnn_goose.config_text import HubText
 from asnn_goose.data.cache import writing_to
-from asnn_goose.data.documents import ArrowDocuments, DocumentUnit, check_text_column, divide_text
+from asnn_goose.data.documents import (
+    READ_ROWS,
+    ArrowDocuments,
+    DocumentUnit,
+    check_text_column,
+    divide_text,
+    joined_rows,
+)
 from asnn_goose.data.hub import hub_answers, quiet_hub_logs
 from asnn_goose.errors import DataError, GooseError, HubUnreachableError
 
@@ -95,8 +102,10 @@ def _streamed_documents(rows: Iterable[dict[str, Any]], data: HubText, asked: st
                 f"the data set {asked}, has {text!r:.40} in row {number} of {data.text_field!r}, not a string; "
                 "set data.text_field or give another data set"
             )
-        documents += divide_text(text, data.documents)
-    return documents
+        documents.append(text)
+    return [
+        part for text in joined_rows(documents, data.rows_per_document) for part in divide_text(text, data.documents)
+    ]
 
 
 def _table_documents(rows: datasets.Dataset, data: HubText, limit: int | None, asked: str) -> ArrowDocuments:
@@ -110,15 +119,20 @@ def _table_documents(rows: datasets.Dataset, data: HubText, limit: int | None, a
             "give data.path=FILE"
         )
     rows = rows.select_columns([data.text_field])
-    if data.documents in ("line", "paragraph"):
-        arguments = {"text_field": data.text_field, "unit": data.documents}
+    if data.documents in ("line", "paragraph") or data.rows_per_document > 1:
+        arguments = {"text_field": data.text_field, "unit": data.documents, "joined": data.rows_per_document}
+        # A batch holds whole documents, so that none is cut at its end.
+        batch = data.rows_per_document * max(1, READ_ROWS // data.rows_per_document)
         with _no_progress_bars():
-            rows = rows.map(_divided_rows, batched=True, fn_kwargs=arguments)
+            rows = rows.map(_divided_rows, batched=True, batch_size=batch, fn_kwargs=arguments)
     return ArrowDocuments(rows)
 
 
-def _divided_rows(rows: Mapping[str, list[str]], text_field: str, unit: DocumentUnit) -> dict[str, list[str]]:
-    return {text_field: [document for text in rows[text_field] for document in divide_text(text, unit)]}
+def _divided_rows(
+    rows: Mapping[str, list[str]], text_field: str, unit: DocumentUnit | None, joined: int
+) -> dict[str, list[str]]:
+    texts = joined_rows(rows[text_field], joined)
+    return {text_field: [document for text in texts for document in divide_text(text, unit)]}
 
 
 @contextmanager
