@@ -19,6 +19,10 @@ from asnn_goose.presets import recipe_yaml
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distill import RunOutcome, distill
 
+# Without a GPU, Triton's kernels run in its interpreter; which of the two is decided where a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The tests' tensors are tiny: a second thread would only wait for the first.
 torch.set_num_threads(1)
 
@@ -34,6 +38,12 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["ASNN_GOOSE_CACHE"]
     else:
         os.environ["ASNN_GOOSE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> str:
+    """Where Triton's kernels run in this session: on the GPU, or on the CPU in its interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")
