@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from asnn_goose.kernels.kd_loss import LinearHead, distillation_sums
+from asnn_goose.kernels.head_chunks import LinearHead
+from asnn_goose.kernels.kd_loss import distillation_sums
 
 TOKENS, VOCABULARY, STUDENT_WIDTH, TEACHER_WIDTH = 2048, 49152, 160, 576
 TEMPERATURE, KL_WEIGHT, CROSS_ENTROPY_WEIGHT = 2.0, 1.0, 0.0

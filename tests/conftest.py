@@ -1,9 +1,14 @@
 """Fixtures that every test may use: a private cache, the pocket teacher, real text, and one run from start to end."""
 
 import os
+from pathlib import Path
+
+# Without a GPU, Triton's kernels run in its interpreter, which Triton decides when torch imports it.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from collections.abc import Callable, Iterator
 from io import StringIO
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +23,6 @@ from asnn_goose.models.teacher import Teacher, load_teacher
 from asnn_goose.presets import recipe_yaml
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distill import RunOutcome, distill
-
-# Without a GPU, Triton's kernels run in its interpreter; which of the two is decided where a kernel is defined.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The tests' tensors are tiny: a second thread would only wait for the first.
 torch.set_num_threads(1)

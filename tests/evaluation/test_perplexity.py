@@ -16,7 +16,7 @@ from asnn_goose.evaluation.perplexity import (
     measure_perplexity,
     perplexity_of,
 )
-from asnn_goose.kernels.kd_loss import LinearHead
+from asnn_goose.kernels.head_chunks import LinearHead
 
 VOCABULARY, WIDTH = 17, 5
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from asnn_goose.errors import VocabularyMismatchError
-from asnn_goose.kernels.kd_loss import LinearHead, cross_entropy_sums, distillation_sums
+from asnn_goose.kernels.divergences import Divergence
+from asnn_goose.kernels.head_chunks import LinearHead
+from asnn_goose.kernels.kd_loss import cross_entropy_sums, distillation_sums
 
 # Two orders of summation over 37 words and 13 tokens, relative to the tensor's largest entry.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -16,7 +18,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 BFLOAT16_TOLERANCE = 2e-2
 TOKENS, VOCABULARY = 13, 37
 OPTIONS = [
-    {"temperature": t, "kl_weight": kl, "cross_entropy_weight": ce, "chunk_tokens": chunk}
+    {"temperature": t, "divergence_weight": kl, "cross_entropy_weight": ce, "chunk_tokens": chunk}
     for t, (kl, ce), chunk in itertools.product((1.0, 2.5), ((1.0, 0.0), (0.7, 0.3), (0.0, 1.0)), (1, 5, 64))
 ]
 
@@ -33,14 +35,16 @@ def make_problem(dtype: torch.dtype) -> dict[str, Tensor]:
     return problem | {"labels": labels, "valid": torch.arange(TOKENS) % 3 != 1}
 
 
-def dense_sums(problem: dict[str, Tensor], temperature: float, kl_weight: float, cross_entropy_weight: float, **_: int):
+def dense_sums(
+    problem: dict[str, Tensor], temperature: float, divergence_weight: float, cross_entropy_weight: float, **_: int
+):
     """The definition, all logits at once."""
     logits = problem["hidden"] @ problem["weight"].T + problem["bias"]
     teacher = (problem["teacher"] @ problem["teacher_weight"].T + problem["teacher_bias"]) / temperature
     ratio = teacher.log_softmax(-1) - (logits / temperature).log_softmax(-1)
     kl = (teacher.softmax(-1) * ratio).sum(-1)[problem["valid"]].sum()
     cross_entropy = F.cross_entropy(logits, problem["labels"], ignore_index=-100, reduction="sum")
-    return kl_weight * temperature**2 * kl + cross_entropy_weight * cross_entropy, kl, cross_entropy
+    return divergence_weight * temperature**2 * kl + cross_entropy_weight * cross_entropy, kl, cross_entropy
 
 
 def chunked_sums(problem: dict[str, Tensor], **options: Any):
@@ -48,7 +52,24 @@ def chunked_sums(problem: dict[str, Tensor], **options: Any):
     teacher_head = LinearHead(problem["teacher_weight"], problem["teacher_bias"])
     students = problem["hidden"], head, problem["teacher"], teacher_head
     sums = distillation_sums(*students, problem["labels"], problem["valid"], **options)
-    return sums.loss, sums.kl_nats, sums.cross_entropy_nats
+    return sums.loss, sums.divergence_nats, sums.cross_entropy_nats
+
+
+def every_divergence(log_p: Tensor, log_q: Tensor, kind: str, share: float) -> Tensor:
+    """One number a token, by the definitions, for probabilities that are all above 0."""
+    p, q = log_p.exp(), log_q.exp()
+    mixture = share * p + (1 - share) * q
+    match kind:
+        case "forward_kl":
+            return (p * (p / q).log()).sum(-1)
+        case "reverse_kl":
+            return (q * (q / p).log()).sum(-1)
+        case "jsd":
+            return (share * p * (p / mixture).log() + (1 - share) * q * (q / mixture).log()).sum(-1)
+        case "skew_kl":
+            return (p * (p / mixture).log()).sum(-1)
+        case _:
+            return 0.5 * (p - q).abs().sum(-1)
 
 
 def with_gradients(sums, problem: dict[str, Tensor], options: dict[str, float]) -> list[Tensor]:
@@ -67,7 +88,7 @@ def assert_close(found: Tensor, truth: Tensor, tolerance: float) -> None:
 def test_sums_and_all_gradients_equal_the_dense_float64_loss(options, dtype) -> None:
     expected = with_gradients(dense_sums, make_problem(torch.float64), options)
     found = with_gradients(chunked_sums, make_problem(dtype), options)
-    if options["kl_weight"] == 0:
+    if options["divergence_weight"] == 0:
         expected[1] = torch.zeros(())
     for value, truth in zip(found, expected, strict=True):
         assert value.dtype == dtype
@@ -153,7 +174,11 @@ def test_different_vocabularies_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"temperature": 0.0}, "temperature"), ({"chunk_tokens": 0}, "chunk_tokens"), ({"kl_weight": -1.0}, "weights")],
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"chunk_tokens": 0}, "chunk_tokens"),
+        ({"divergence_weight": -1.0}, "weights"),
+    ],
 )
 def test_meaningless_numbers_are_refused(wrong, message) -> None:
     with pytest.raises(ValueError, match=message):
@@ -167,3 +192,33 @@ def test_tensors_of_different_token_counts_are_refused() -> None:
     # Unwrapped, because the shape types of a test run would refuse first.
     with pytest.raises(ValueError, match="labels must have one entry for each of 13 tokens, got 12"):
         inspect.unwrap(distillation_sums)(*states, problem["labels"][1:], problem["valid"], 1.0, 1.0, 0.0, 5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("learns", [False, True], ids=["given", "learned"])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"])
+def test_any_divergence_and_its_temperature_have_the_dense_losss_gradients(kind, learns, backend, kernel_device):
+    names = ("hidden", "weight", "bias", *(["temperature"] if learns else []))
+    results = []
+    for dtype, device in ((torch.float64, "cpu"), (torch.float32, kernel_device if backend == "triton" else "cpu")):
+        problem = {name: tensor.to(device) for name, tensor in make_problem(dtype).items()}
+        problem["temperature"] = torch.tensor(1.7, dtype=dtype, device=device)
+        leaves = {name: problem[name].clone().requires_grad_() for name in names}
+        problem |= leaves
+        heat, head = problem["temperature"], LinearHead(problem["weight"], problem["bias"])
+        if dtype == torch.float64:
+            logits = problem["hidden"] @ problem["weight"].T + problem["bias"]
+            teacher = problem["teacher"] @ problem["teacher_weight"].T + problem["teacher_bias"]
+            value = every_divergence((teacher / heat).log_softmax(-1), (logits / heat).log_softmax(-1), kind, 0.3)
+            power = 1 if kind == "total_variation" else 2
+            labels = F.cross_entropy(logits, problem["labels"], ignore_index=-100, reduction="sum")
+            loss = 0.7 * heat**power * value[problem["valid"]].sum() + 0.3 * labels
+        else:
+            loss = distillation_sums(
+                problem["hidden"], head, problem["teacher"],
+                LinearHead(problem["teacher_weight"], problem["teacher_bias"]), problem["labels"], problem["valid"],
+                heat if learns else 1.7, 0.7, 0.3, chunk_tokens=5, divergence=Divergence(kind, 0.3), backend=backend,
+            ).loss  # fmt: skip
+        results.append([loss.detach(), *torch.autograd.grad(3 * loss, list(leaves.values()))])
+    for found, truth in zip(results[1], results[0], strict=True):
+        assert_close(found.cpu(), truth, TOLERANCE[torch.float32])

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from asnn_goose.config_training import FixedTemperature, Objective
-from asnn_goose.kernels.kd_loss import LinearHead
+from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.training.step import DistillationStep, TeacherView, channel_error

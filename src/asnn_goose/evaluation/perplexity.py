@@ -13,7 +13,8 @@ from torch import Tensor
 from asnn_goose.config_text import Protocol, RecordedProtocol, StandardProtocol
 from asnn_goose.data.tokens import TokenRows, tokenize_lines, tokenize_text
 from asnn_goose.errors import DataError
-from asnn_goose.kernels.kd_loss import LinearHead, cross_entropy_sums
+from asnn_goose.kernels.head_chunks import LinearHead
+from asnn_goose.kernels.kd_loss import cross_entropy_sums
 
 IGNORED = -100
 CHUNK_TOKENS = 256

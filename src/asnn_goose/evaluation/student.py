@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from asnn_goose.evaluation.perplexity import EvaluationWindows, PerplexityResult, measure_perplexity
-from asnn_goose.kernels.kd_loss import LinearHead
+from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.teacher import body_hidden_states
 from asnn_goose.spikes.statistics import SiteStatistics, layer_statistics

@@ -1,14 +1,17 @@
-"""One chunk of the distillation loss: from both models' logits to sums and the gradient at the logits, in place.
+"""One chunk of the distillation loss in torch: from both models' logits to sums and the gradient at the logits.
 
-Each logit buffer is read and overwritten as few times as torch allows; `kd_loss` states the equations.
+Each logit array is read and overwritten as few times as torch allows; `kd_loss` states the equations. Forward KL at
+a given temperature, which every recipe has by default, works in place; the rest is written as it is defined.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from asnn_goose.kernels.divergences import Divergence, divergence_parts
+from asnn_goose.kernels.head_chunks import ChunkResult, ChunkSpace
 
 
 @dataclass(frozen=True)
@@ -16,82 +19,107 @@ class ChunkPlan:
     """What stays the same from chunk to chunk.
 
     labels: the scored token's id, anything in the vocabulary where `scored` is False. valid: the tokens the
-    KL counts. reports_cross_entropy: False if no token is scored, which saves a pass.
+    divergence counts. reports_cross_entropy: False if no token is scored, which saves a pass.
     """
 
-    temperature: float
-    chunk_tokens: int
-    matmul_dtype: torch.dtype | None
+    temperature: float | Float[Tensor, ""]
+    divergence: Divergence
     labels: Int[Tensor, "tokens 1"]
     scored: Bool[Tensor, "tokens 1"]
     valid: Bool[Tensor, "tokens 1"]
-    kl_weight: float
+    divergence_weight: float
     cross_entropy_weight: float
     reports_cross_entropy: bool
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a forward KL at a given temperature."""
+        return self.divergence.kind == "forward_kl" and isinstance(self.temperature, float | int)
 
-class ChunkBuffers(NamedTuple):
-    """Chunk x vocabulary memory, written anew by every chunk.
 
-    `softmax` is there if the cross entropy needs a softmax of its own, `rounded` if the gradient's matrix
-    products run in another dtype than the statistics.
+class TorchRule:
+    """The loss of a chunk, in torch.
+
+    Args:
+        plan: What the loss is.
+        space: Sizes, number types and what is asked for.
     """
 
-    student: Float[Tensor, "chunk vocabulary"]
-    spare: Float[Tensor, "chunk vocabulary"]
-    teacher: Float[Tensor, "chunk vocabulary"] | None
-    softmax: Float[Tensor, "chunk vocabulary"] | None
-    rounded: Float[Tensor, "chunk vocabulary"] | None
+    def __init__(self, plan: ChunkPlan, space: ChunkSpace) -> None:
+        self.plan, self.wanted = plan, space.gradient_wanted
+        self.slope_wanted = space.slope_wanted
+        has_teacher = plan.divergence_weight != 0
+        rounds = self.wanted and space.operand != space.statistics
+        separate = has_teacher and self.wanted and plan.temperature != 1 and plan.cross_entropy_weight != 0
+        self.spare = space.empty()
+        self.softmax = space.empty() if plan.is_plain and separate else None
+        self.rounded = space.empty(space.operand) if rounds else None
 
-    def first(self, rows: int) -> "ChunkBuffers":
-        """The same memory for a chunk of `rows` tokens."""
-        optional = (None if buffer is None else buffer[:rows] for buffer in self[2:])
-        return ChunkBuffers(self.student[:rows], self.spare[:rows], *optional)
+    def __call__(self, rows: slice, student: Tensor, teacher: Tensor | None) -> ChunkResult:
+        """Sums over the chunk, and the gradient at the student's logits."""
+        plan, slope = self.plan, None
+        if plan.is_plain or teacher is None:
+            divergence, cross_entropy, gradient = self._in_place(rows, student, teacher)
+        else:
+            divergence, cross_entropy, gradient, slope = self._by_definition(rows, student, teacher)
+        factor = plan.divergence_weight * plan.temperature**plan.divergence.power
+        loss = factor * divergence + plan.cross_entropy_weight * cross_entropy
+        if gradient is not None and self.rounded is not None:
+            gradient = self.rounded[: len(gradient)].copy_(gradient)
+        return ChunkResult(loss, torch.stack((divergence, cross_entropy)), gradient, slope)
+
+    def _in_place(self, rows: slice, student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Forward KL at a given temperature, if there is a teacher, and cross entropy."""
+        plan, none, spare = self.plan, student.new_zeros(()), self.spare[: len(student)]
+        if teacher is None:
+            return none, *_cross_entropy(student, spare, rows, plan, self.wanted)
+        if plan.temperature == 1:
+            return _forward_kl(student, spare, teacher, rows, plan, self.wanted)
+        cross_entropy, addend = none, None
+        if plan.reports_cross_entropy:
+            out = spare if self.softmax is None else self.softmax[: len(student)]
+            cross_entropy, addend = _cross_entropy(student, out, rows, plan, self.wanted)
+        student.div_(plan.temperature)
+        teacher.div_(plan.temperature)
+        divergence, _, gradient = _forward_kl(student, spare, teacher, rows, plan, self.wanted)
+        if gradient is not None and addend is not None:
+            gradient.add_(addend)
+        return divergence, cross_entropy, gradient
+
+    def _by_definition(
+        self, rows: slice, student: Tensor, teacher: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Any divergence at any temperature, and its slope by the temperature."""
+        plan, temperature = self.plan, self.plan.temperature
+        valid = plan.valid[rows]
+        log_teacher, log_student = ((part / temperature).log_softmax(dim=-1) for part in (teacher, student))
+        parts = divergence_parts(log_teacher, log_student, plan.divergence)
+        divergence = parts.value.sum(dim=-1, keepdim=True).masked_fill(~valid, 0).sum()
+        slope = gradient = None
+        if self.wanted or self.slope_wanted:
+            at_student = _through_softmax(parts.student, log_student)
+            # d/dz of weight * T^power * D(z / T).
+            share = valid.to(student.dtype) * plan.divergence_weight * temperature ** (plan.divergence.power - 1)
+            gradient = at_student * share
+        if self.slope_wanted and gradient is not None:
+            at_teacher = _through_softmax(parts.teacher, log_teacher) * share
+            moved = (gradient * student).sum() + (at_teacher * teacher).sum()
+            value = plan.divergence_weight * temperature**plan.divergence.power * divergence
+            slope = (plan.divergence.power * value - moved) / temperature
+        cross_entropy, addend = student.new_zeros(()), None
+        if plan.reports_cross_entropy:
+            cross_entropy, addend = _cross_entropy(student, self.spare[: len(student)], rows, plan, self.wanted)
+        if gradient is not None and addend is not None:
+            gradient = gradient + addend
+        return divergence, cross_entropy, gradient if self.wanted else None, slope
 
 
-def allocate_buffers(
-    hidden: Tensor, vocabulary: int, dtype: torch.dtype, has_teacher: bool, wanted: bool, plan: ChunkPlan
-) -> ChunkBuffers:
-    """Memory for one chunk, no more than the chosen loss needs; `dtype` is that of logits and sums.
-
-    `hidden` is as the matrix products take it; `wanted` says whether a gradient is asked for.
-    """
-    shape = (min(plan.chunk_tokens, len(hidden)), vocabulary)
-    rounds = wanted and hidden.dtype != dtype
-    separate = has_teacher and wanted and plan.temperature != 1 and plan.cross_entropy_weight != 0
-    return ChunkBuffers(
-        student=hidden.new_empty(shape, dtype=dtype),
-        spare=hidden.new_empty(shape, dtype=dtype),
-        teacher=hidden.new_empty(shape, dtype=dtype) if has_teacher else None,
-        softmax=hidden.new_empty(shape, dtype=dtype) if separate else None,
-        rounded=hidden.new_empty(shape) if rounds else None,
-    )
+def _through_softmax(parts: Tensor, log_softmax: Tensor) -> Tensor:
+    """The gradient at normalized logits from q dD/dq."""
+    return parts - log_softmax.exp() * parts.sum(dim=-1, keepdim=True)
 
 
-def chunk_sums(chunk: ChunkBuffers, rows: slice, plan: ChunkPlan, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """KL and cross entropy in nats and the loss's gradient at the logits, summed over the chunk `rows`.
-
-    `chunk` enters with the logits of the student and, for a KL, of the teacher, and is used up; the gradient
-    lies in its memory and is None if it is unwanted or zero.
-    """
-    none = chunk.student.new_zeros(())
-    if chunk.teacher is None:
-        return none, *_cross_entropy_chunk(chunk.student, chunk.spare, rows, plan, wanted)
-    if plan.temperature == 1:
-        return _divergence_chunk(chunk, chunk.teacher, rows, plan, wanted)
-    cross_entropy, addend = none, None
-    if plan.reports_cross_entropy:
-        out = chunk.spare if chunk.softmax is None else chunk.softmax
-        cross_entropy, addend = _cross_entropy_chunk(chunk.student, out, rows, plan, wanted)
-    chunk.student.div_(plan.temperature)
-    chunk.teacher.div_(plan.temperature)
-    kl, _, gradient = _divergence_chunk(chunk, chunk.teacher, rows, plan, wanted)
-    if gradient is not None and addend is not None:
-        gradient.add_(addend)
-    return kl, cross_entropy, gradient
-
-
-def _cross_entropy_chunk(
+def _cross_entropy(
     logits: Tensor, out: Tensor, rows: slice, plan: ChunkPlan, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Cross entropy at the temperature of `logits`, and its weighted gradient, formed in `out`."""
@@ -103,17 +131,17 @@ def _cross_entropy_chunk(
     return loss, out.exp_().mul_(share).scatter_add_(1, labels, -share)
 
 
-def _divergence_chunk(
-    chunk: ChunkBuffers, teacher: Tensor, rows: slice, plan: ChunkPlan, wanted: bool
+def _forward_kl(
+    student: Tensor, spare: Tensor, teacher: Tensor, rows: slice, plan: ChunkPlan, wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """KL between logits already divided by the temperature, and the weighted gradient before that division.
 
-    At temperature 1 the cross entropy comes along, from the same softmax.
+    At temperature 1 the cross entropy comes along, from the same softmax. All three arrays are used up.
     """
     labels, scored, valid = plan.labels[rows], plan.scored[rows], plan.valid[rows]
-    log_teacher = torch.log_softmax(teacher, dim=-1, out=chunk.spare)
-    log_student = torch.log_softmax(chunk.student, dim=-1, out=teacher)
-    difference = torch.sub(log_teacher, log_student, out=chunk.student)
+    log_teacher = torch.log_softmax(teacher, dim=-1, out=spare)
+    log_student = torch.log_softmax(student, dim=-1, out=teacher)
+    difference = torch.sub(log_teacher, log_student, out=student)
     cross_entropy = log_student.new_zeros(())
     shares_softmax = plan.temperature == 1 and plan.reports_cross_entropy
     if shares_softmax:
@@ -122,7 +150,7 @@ def _divergence_chunk(
     kl = difference.mul_(probability).sum(dim=-1, keepdim=True).masked_fill_(~valid, 0).sum()
     if not wanted:
         return kl, cross_entropy, None
-    kl_share = valid.to(kl.dtype) * (plan.kl_weight * plan.temperature)
+    kl_share = valid.to(kl.dtype) * (plan.divergence_weight * plan.temperature)
     gradient = log_student.exp_()
     if not shares_softmax or plan.cross_entropy_weight == 0:
         return kl, cross_entropy, gradient.sub_(probability).mul_(kl_share)

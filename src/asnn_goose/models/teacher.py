@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asnn_goose.errors import TeacherError, VocabularyMismatchError
-from asnn_goose.kernels.kd_loss import LinearHead
+from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.loading import LoadedModel, load_causal_lm
 
 logger = logging.getLogger(__name__)

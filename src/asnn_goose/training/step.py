@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from asnn_goose.config_training import Objective
-from asnn_goose.kernels.kd_loss import LinearHead, distillation_sums
+from asnn_goose.kernels.head_chunks import LinearHead
+from asnn_goose.kernels.kd_loss import distillation_sums
 from asnn_goose.models.student import GooseForCausalLM
 
 IGNORED = -100
@@ -92,7 +93,7 @@ class DistillationStep(nn.Module):
             labels=labels.flatten(),
             valid=torch.ones(batch * time, dtype=torch.bool, device=input_ids.device),
             temperature=self.temperature,
-            kl_weight=self.kl_weight,
+            divergence_weight=self.kl_weight,
             cross_entropy_weight=self.cross_entropy_weight * time / (time - 1),
             chunk_tokens=self.chunk_tokens,
             matmul_dtype=_matmul_dtype(input_ids.device),
@@ -100,7 +101,7 @@ class DistillationStep(nn.Module):
         tokens, predictions = batch * time, batch * (time - 1)
         means = {
             # Without T squared, and at temperature 1.
-            "kl_nats": sums.kl_nats / tokens,
+            "kl_nats": sums.divergence_nats / tokens,
             "cross_entropy_nats": sums.cross_entropy_nats / predictions,
             "loss_nats": sums.loss.detach() / tokens,
         }
