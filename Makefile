@@ -35,7 +35,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/kd_loss.py
 	$(BIN)/python benchmarks/delta.py
 	$(BIN)/python benchmarks/mixer_inputs.py
-	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/training_step.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ import asnn_goose
 from asnn_goose.checks import Check, check, quotient
 from asnn_goose.config import Recipe
 from asnn_goose.errors import MachineError
-from asnn_goose.evaluation.efficiency import model_flops_utilization
+from asnn_goose.evaluation.efficiency import model_flops_utilization, teacher_cost, training_flops_per_token
 from asnn_goose.evaluation.student import probe_spikes
 from asnn_goose.measurements import curve, curves_from_metrics
 from asnn_goose.models.loading import quiet_transformers
@@ -45,6 +45,7 @@ from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
 from asnn_goose.training.loop import PROBE_TOKENS, TrainingLoop
 from asnn_goose.training.memory import peak_memory_bytes
 from asnn_goose.training.samples import sample_side_by_side
+from asnn_goose.training.stages import plan_stages
 
 TRAINING_FIGURE = "training"
 
@@ -94,6 +95,17 @@ def export_model(student: GooseForCausalLM, tokenizer: Any, target: Path) -> Non
         raise MachineError(f"cannot write the model to {target}: {error}; free some space, then --resume") from error
 
 
+def utilization(recipe: Recipe, loop: TrainingLoop, tokens_per_second: float | None) -> float | None:
+    """Share of the devices' peak arithmetic that the run used, its stages weighed by their tokens."""
+    teacher, processes = loop.material.teacher, loop.accelerator.num_processes
+    plans = plan_stages(recipe, processes)
+    # Linear in the window, so the mean window gives the mean cost.
+    window = round(sum(plan.tokens * plan.window for plan in plans) / sum(plan.tokens for plan in plans))
+    cost = teacher_cost(teacher.model.config, teacher.parameters)
+    flops = training_flops_per_token(loop.material.student.config, cost, window)
+    return model_flops_utilization(flops, tokens_per_second, loop.accelerator.device, processes)
+
+
 def gather_results(
     recipe: Recipe,
     loop: TrainingLoop,
@@ -129,7 +141,7 @@ def gather_results(
         temperature=Temperature(final=recipe.objective.temperature.value),
         throughput=Throughput(
             tokens_per_second=tokens_per_second,
-            mfu=model_flops_utilization(student.config, teacher.parameters, tokens_per_second, loop.accelerator.device),
+            mfu=utilization(recipe, loop, tokens_per_second),
         ),
         memory=Memory(peak_bytes=peak),
         hardware=Hardware(
