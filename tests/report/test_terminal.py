@@ -5,7 +5,7 @@ from rich.console import Console
 
 from asnn_goose.errors import RunFolderError
 from asnn_goose.report.terminal import print_results
-from asnn_goose.results import Controls, Sample, Stage
+from asnn_goose.results import Controls, Sample, Stage, Throughput
 from asnn_goose.run_dir import RunDirectory
 
 
@@ -59,3 +59,11 @@ def test_the_run_folder_and_what_to_try_next_are_named(printed, results):
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(RunFolderError):
         print_results(RunDirectory.create(tmp_path / "run", "a: 1\n", {}), Console(quiet=True))
+
+
+def test_the_speed_is_told_and_the_share_of_the_peak_where_it_is_known(printed, results):
+    fast = results.model_copy(update={"throughput": Throughput(tokens_per_second=123456.0)})
+    assert "trained at 123,456 tokens/s on" in printed(fast)
+    assert "peak" not in printed(fast)
+    known = fast.model_copy(update={"throughput": Throughput(tokens_per_second=123456.0, mfu=0.25)})
+    assert "25.0% of its peak arithmetic" in printed(known)

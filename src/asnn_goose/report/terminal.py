@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asnn_goose.checks import quotient
-from asnn_goose.report.page import format_number, measured_controls
+from asnn_goose.report.page import format_number, format_percent, measured_controls
 from asnn_goose.results import Results
 from asnn_goose.run_dir import RunDirectory
 
@@ -26,6 +26,7 @@ def print_results(folder: RunDirectory, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(_speed_line(results), highlight=False, soft_wrap=True)
     if results.samples:
         console.print(_samples_table(results))
     console.print(
@@ -66,3 +67,9 @@ def _next_steps(folder: RunDirectory, results: Results) -> tuple[str, ...]:
         f"      asnn-goose evaluate {folder.path} --data FILE.txt --teacher {results.teacher.name}",
         f"      asnn-goose distill {results.recipe} data.path=FILE.txt",
     )
+
+
+def _speed_line(results: Results) -> str:
+    throughput = results.throughput
+    line = f"trained at {format_number(throughput.tokens_per_second, 0)} tokens/s on {results.hardware.device}"
+    return line if throughput.mfu is None else f"{line}, {format_percent(throughput.mfu)} of its peak arithmetic"
