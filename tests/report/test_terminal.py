@@ -61,9 +61,8 @@ def test_a_folder_without_results_is_refused(tmp_path):
         print_results(RunDirectory.create(tmp_path / "run", "a: 1\n", {}), Console(quiet=True))
 
 
-def test_the_speed_is_told_and_the_share_of_the_peak_where_it_is_known(printed, results):
-    fast = results.model_copy(update={"throughput": Throughput(tokens_per_second=123456.0)})
-    assert "trained at 123,456 tokens/s on" in printed(fast)
-    assert "peak" not in printed(fast)
-    known = fast.model_copy(update={"throughput": Throughput(tokens_per_second=123456.0, mfu=0.25)})
-    assert "25.0% of its peak arithmetic" in printed(known)
+@pytest.mark.parametrize(("share", "told"), [(None, False), (0.25, True)])
+def test_the_speed_is_told_and_the_share_of_the_peak_where_it_is_known(printed, results, share, told):
+    text = printed(results.model_copy(update={"throughput": Throughput(tokens_per_second=123456.0, mfu=share)}))
+    assert "trained at 123,456 tokens/s on" in text
+    assert ("25.0% of its peak arithmetic" in text) is told
