@@ -4,6 +4,9 @@ Forward and backward at 8 x 256 x 768 in float32. The baseline forms x = k * v o
 whose backward fills a whole zero tensor for each step. Exit code 1 if any value or gradient is wrong; speed
 decides nothing. On a busy machine the baseline, with hundreds of parallel regions, suffers most, which would
 flatter every ratio: targets are then not judged.
+
+On a machine with an NVIDIA GPU the same follows there at 64 x 256 x 768, forward and backward apart, in the GPU's
+own time: the torch backend, Triton, and fla's chunk_hgrn where fla is installed.
 """
 
 import argparse
@@ -11,7 +14,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -29,7 +34,14 @@ TOLERANCE = 1e-5
 # Above this share of the machine's processors in others' hands, times say more about them than about us.
 BUSY_FRACTION = 0.1
 TARGETS: dict[ScanBackend, float] = {"torch": 10.0, "numba": 30.0}
-Scan = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+GPU_BATCH = 64
+GPU_TARGETS_US = (60.0, 100.0)
+# What has to be moved, in tensors of the size of k: k, v and the states; k, v, the states' gradient and two gradients.
+GPU_TENSORS = (3, 5)
+WARM_UPS = 10
+# Half a millisecond of reading: it empties the cache, and the CPU has launched the work before the GPU comes to it.
+LEAD_BYTES = 2**31
+Scan = Callable[..., tuple[Tensor, ...]]
 
 
 def naive_scan(k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,13 +54,13 @@ def naive_scan(k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor) -> tu
     return torch.stack(states, dim=1), state
 
 
-def make_inputs(dtype: torch.dtype) -> list[Tensor]:
+def make_inputs(dtype: torch.dtype, batch: int = BATCH, device: str = "cpu") -> list[Tensor]:
     """The same k, v, decay and initial state each time, decays spread over timescales of 1 to 1000 tokens."""
     generator = torch.Generator().manual_seed(0)
-    k, v = (torch.randint(-1, 2, (BATCH, TIME, WIDTH), generator=generator) for _ in range(2))
+    k, v = (torch.randint(-1, 2, (batch, TIME, WIDTH), generator=generator) for _ in range(2))
     decay = torch.exp(-1 / torch.logspace(0, 3, WIDTH, dtype=torch.float64))
-    initial_state = torch.randn(BATCH, WIDTH, generator=generator)
-    return [tensor.to(dtype).requires_grad_() for tensor in (k, v, decay.float(), initial_state)]
+    initial_state = torch.randn(batch, WIDTH, generator=generator)
+    return [tensor.to(device, dtype).requires_grad_() for tensor in (k, v, decay.float(), initial_state)]
 
 
 def run(scan: Scan, inputs: list[Tensor]) -> list[Tensor]:
@@ -59,9 +71,9 @@ def run(scan: Scan, inputs: list[Tensor]) -> list[Tensor]:
     return [*outputs, *torch.autograd.grad(outputs, inputs, incoming)]
 
 
-def largest_error(scan: Scan, expected: list[Tensor]) -> float:
+def largest_error(scan: Scan, expected: list[Tensor], batch: int = BATCH, device: str = "cpu") -> float:
     """The largest deviation from float64, relative to the largest entry of the same tensor."""
-    found = run(scan, make_inputs(torch.float32))
+    found = run(scan, make_inputs(torch.float32, batch, device))
     return max(
         float((value.detach().double() - truth.detach()).abs().max() / truth.detach().abs().max())
         for value, truth in zip(found, expected, strict=True)
@@ -96,13 +108,43 @@ def judge(reached: bool, busy_fraction: float) -> str:
     return "met" if reached else "missed"
 
 
-def main() -> int:
-    """Check, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20, help="timed runs of each backend after one warm-up")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def device_us(prepare: Callable[[], object], work: Callable[..., object], repeats: int) -> float:
+    """Median time of `work` on the GPU, after warm-ups and with nothing of its inputs in the cache."""
+    lead = torch.empty(LEAD_BYTES, dtype=torch.uint8, device="cuda").view(torch.float32)
+    times = []
+    for _ in range(WARM_UPS + repeats):
+        prepared = prepare()
+        lead.sum()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work(prepared)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times[WARM_UPS:])
+
+
+def forward_and_backward_us(scan: Scan, inputs: Sequence[Tensor], repeats: int) -> tuple[float, float]:
+    """Median times on the GPU of the forward, and of the backward of all outputs for all inputs."""
+    incoming = [torch.randn_like(output) for output in scan(*inputs)]
+    return (
+        device_us(lambda: None, lambda _: scan(*inputs), repeats),
+        device_us(lambda: scan(*inputs), lambda outputs: torch.autograd.grad(outputs, inputs, incoming), repeats),
+    )
+
+
+def fla_scan() -> tuple[Scan, list[Tensor]]:
+    """Fla's kernel and its inputs: k * v ready made, and for each token a gate, which it reads and differentiates."""
+    from fla.ops.hgrn import chunk_hgrn
+
+    k, v, decay, start = (tensor.detach() for tensor in make_inputs(torch.float32, GPU_BATCH, "cuda"))
+    gates = decay.log().expand_as(k).contiguous()
+    inputs = [tensor.requires_grad_() for tensor in (k * v, gates)]
+    return lambda x, gate: chunk_hgrn(x, gate, initial_state=start)[:1], inputs
+
+
+def compare_on_cpu(repeats: int) -> list[str]:
+    """Check and time the CPU's backends; the names of the wrong ones."""
     expected = run(lambda *inputs: linear_scan_reference(*inputs, None), make_inputs(torch.float64))
     scans: dict[str, Scan] = {"naive loop": naive_scan}
     for backend in TARGETS:
@@ -112,13 +154,55 @@ def main() -> int:
     for column in ("backend", "median ms", "times faster", "target", "largest relative error"):
         table.add_column(column, justify="left" if column == "backend" else "right", overflow="fold")
     busy_fraction = psutil.cpu_percent(interval=1) / 100
-    times = median_ms(scans, options.repeats)
+    times = median_ms(scans, repeats)
     for name, elapsed in times.items():
         ratio, target = times["naive loop"] / elapsed, TARGETS.get(name)
         verdict = "" if target is None else f"{target:.0f}x {judge(ratio >= target, busy_fraction)}"
         table.add_row(name, f"{elapsed:.2f}", f"{ratio:.1f}", verdict, f"{errors[name]:.1e}")
     Console().print(table)
-    wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
+    return [name for name, error in errors.items() if not error <= TOLERANCE]
+
+
+def compare_on_gpu(repeats: int) -> list[str]:
+    """Check and time the GPU's backends; the names of the wrong ones."""
+    doubles = make_inputs(torch.float64, GPU_BATCH, "cuda")
+    expected = run(lambda *inputs: linear_scan_reference(*inputs, None), doubles)
+    inputs = make_inputs(torch.float32, GPU_BATCH, "cuda")
+    errors: dict[str, float] = {}
+    times: dict[str, tuple[float, float]] = {}
+    for backend in ("torch", "triton"):
+        scan: Scan = partial(linear_scan, backend=backend)
+        errors[backend] = largest_error(scan, expected, GPU_BATCH, "cuda")
+        times[backend] = forward_and_backward_us(scan, inputs, repeats)
+    if find_spec("fla") is not None:
+        scan, gated = fla_scan()
+        times["fla chunk_hgrn"] = forward_and_backward_us(scan, gated, repeats)
+    device = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    table = Table(title=f"linear scan, {GPU_BATCH} x {TIME} x {WIDTH} float32, {device}")
+    for column in ("backend", "part", "median us", "of Triton's", "TB/s", "target", "largest relative error"):
+        table.add_column(column, justify="left" if column in ("backend", "part") else "right", overflow="fold")
+    for name, both in times.items():
+        for place, (part, elapsed) in enumerate(zip(("forward", "backward"), both, strict=True)):
+            ratio, target = elapsed / times["triton"][place], GPU_TARGETS_US[place]
+            speed = 4 * GPU_TENSORS[place] * GPU_BATCH * TIME * WIDTH / elapsed / 1e6
+            verdict = f"{target:.0f} us {judge(elapsed <= target, 0.0)}" if name == "triton" else ""
+            error = f"{errors[name]:.1e}" if name in errors else "not judged"
+            table.add_row(name, part, f"{elapsed:.1f}", f"{ratio:.1f}x", f"{speed:.2f}", verdict, error)
+    Console().print(table)
+    return [f"{name} on the GPU" for name, error in errors.items() if not error <= TOLERANCE]
+
+
+def main() -> int:
+    """Check, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=20, help="timed runs of each backend after the warm-up")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--gpu-only", action="store_true", help="leave out the CPU's part")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    wrong = [] if options.gpu_only else compare_on_cpu(options.repeats)
+    if torch.cuda.is_available():
+        wrong += compare_on_gpu(options.repeats)
     if wrong:
         print(f"wrong: {', '.join(wrong)} differ from float64 by more than {TOLERANCE}")
     return 1 if wrong else 0

@@ -37,7 +37,7 @@ class WkvStudent(Section):
     """Token-shift mix: `spread` across channels, or `recorded`, 1 - layer/(layers - 1)."""
     recurrence: Literal["exact", "recorded"] = "exact"
     """`recorded` runs the old notebooks' scan, which forgets after about 25 tokens."""
-    backend: Literal["auto", "reference", "torch", "numba"] = "auto"
+    backend: Literal["auto", "reference", "torch", "numba", "triton"] = "auto"
     """Implementation of the exact recurrence."""
 
 

@@ -1,4 +1,5 @@
 import builtins
+import importlib
 import inspect
 import logging
 import sys
@@ -90,13 +91,58 @@ def test_auto_takes_torch_where_numba_is_missing_and_says_so_once(monkeypatch, c
         raise MachineError("no numba here")
 
     monkeypatch.setattr(recurrence, "_numba_kernel", refuse)
-    recurrence._fastest_kernel.cache_clear()
+    recurrence._first_importable.cache_clear()
     with caplog.at_level(logging.INFO, logger=recurrence.__name__):
         states, _ = linear_scan(*make_inputs(7))
         linear_scan(*make_inputs(7))
-    recurrence._fastest_kernel.cache_clear()
+    recurrence._first_importable.cache_clear()
     assert torch.equal(states, linear_scan(*make_inputs(7), backend="torch")[0])
     assert [record.message for record in caplog.records] == ["linear scan on cpu: torch backend (no numba here)"]
+
+
+def refuse_triton() -> None:
+    raise MachineError("no triton here")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (lambda: None, "linear scan on cuda: triton backend"),
+        (refuse_triton, "linear scan on cuda: torch backend (no triton here)"),
+    ],
+)
+def test_auto_takes_triton_on_a_gpu_where_it_can_be_imported_and_says_so_once(
+    monkeypatch, caplog, kernel, message
+) -> None:
+    monkeypatch.setattr(recurrence, "_triton_kernel", kernel)
+    recurrence._first_importable.cache_clear()
+    with caplog.at_level(logging.INFO, logger=recurrence.__name__):
+        chosen = {recurrence._fastest_backend("cuda", torch.float32) for _ in range(2)}
+    recurrence._first_importable.cache_clear()
+    assert [record.message for record in caplog.records] == [message]
+    assert message.startswith(f"linear scan on cuda: {chosen.pop()} backend")
+
+
+def test_auto_takes_torch_for_float64_on_a_gpu() -> None:
+    assert recurrence._fastest_backend("cuda", torch.float64) == "torch"
+
+
+def test_the_triton_backend_takes_bfloat16_and_equals_torch(kernel_device) -> None:
+    pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test its scan")
+    k, v, decay, start = (tensor.to(kernel_device) for tensor in make_inputs(7))
+    found, expected = (
+        linear_scan(k.bfloat16(), v.bfloat16(), decay, start, backend=backend)[0] for backend in ("triton", "torch")
+    )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT32_TOLERANCE)
+
+
+def test_triton_on_the_cpu_is_refused_where_nothing_interprets_it(monkeypatch) -> None:
+    pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test its scan")
+    importlib.import_module("asnn_goose.kernels.scan_triton")
+    monkeypatch.setattr("asnn_goose.kernels.scan_triton.INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"on a GPU, got k in torch\.float32 on cpu; use backend='torch'"):
+        linear_scan(*make_inputs(7), backend="triton")
 
 
 @pytest.mark.parametrize(("name", "position"), [("v", 1), ("decay", 2), ("initial_state", 3)])

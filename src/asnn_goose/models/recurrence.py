@@ -13,7 +13,7 @@ from asnn_goose.errors import MachineError
 from asnn_goose.kernels.reference import linear_scan_reference
 from asnn_goose.kernels.scan_torch import linear_scan_torch
 
-ScanBackend = Literal["auto", "reference", "torch", "numba"]
+ScanBackend = Literal["auto", "reference", "torch", "numba", "triton"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,12 @@ def linear_scan(
 
     `decay` lies in (0, 1). Where `valid` is False the step leaves the state untouched and gets no
     gradient. States are float32 whatever the inputs (float64 if k or v is), also under autocast, because
-    a state is a long sum. `auto` takes numba on a CPU that has it, else torch.
+    a state is a long sum. `auto` takes numba on a CPU and Triton on a GPU, if the machine has it, else torch.
 
     Raises:
-        ValueError: shapes that do not belong together, no step at all, or numba asked for off the CPU.
-        MachineError: numba asked for where it cannot be imported.
+        ValueError: shapes that do not belong together, no step at all, numba asked for off the CPU, or Triton off a
+            GPU or in float64.
+        MachineError: numba or Triton asked for where it cannot be imported.
     """
     _check_shapes(k, v, decay, initial_state, valid)
     double = torch.float64 in (k.dtype, v.dtype)
@@ -44,22 +45,22 @@ def linear_scan(
     if backend == "auto" and k.shape[1] == 1 and not needs_gradient:
         # Generation comes here once a layer a token, where a kernel's fixed cost would outweigh its work.
         return linear_scan_reference(k, v, decay, initial_state, valid)
-    return _kernel(backend, k.device.type)(k, v, decay, initial_state, valid)
+    return _kernel(backend, k)(k, v, decay, initial_state, valid)
 
 
-def _kernel(backend: ScanBackend, device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The function that computes the scan for a backend on a device."""
-    match backend:
-        case "auto":
-            return _fastest_kernel(device_type)
+def _kernel(backend: ScanBackend, k: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function that computes the scan of such tensors for a backend."""
+    match _fastest_backend(k.device.type, k.dtype) if backend == "auto" else backend:
         case "reference":
             return linear_scan_reference
-        case "torch":
-            return linear_scan_torch
         case "numba":
-            if device_type != "cpu":
-                raise ValueError(f"the numba scan runs on cpu tensors, got {device_type}; use backend='torch'")
+            if k.device.type != "cpu":
+                raise ValueError(f"the numba scan runs on cpu tensors, got {k.device.type}; use backend='torch'")
             return _numba_kernel()
+        case "triton":
+            return _triton_kernel()
+        case _:
+            return linear_scan_torch
 
 
 def _numba_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
@@ -69,19 +70,37 @@ def _numba_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
     return linear_scan_numba
 
 
+def _triton_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The Triton scan, imported only here because triton is optional."""
+    from asnn_goose.kernels.scan_triton import linear_scan_triton
+
+    return linear_scan_triton
+
+
+@torch.compiler.assume_constant_result
+def _fastest_backend(device_type: str, dtype: torch.dtype) -> ScanBackend:
+    """What `auto` stands for; the compiler takes the answer as it is, because it can trace neither cache nor log."""
+    # The Triton scan is written for float32 alone.
+    return "torch" if device_type == "cuda" and dtype == torch.float64 else _first_importable(device_type)
+
+
 @cache
-def _fastest_kernel(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The kernel `auto` stands for on a device: chosen, and said, once."""
-    if device_type == "cpu":
-        try:
-            kernel = _numba_kernel()
-        except MachineError as error:
-            logger.info("linear scan on cpu: torch backend (%s)", error)
-            return linear_scan_torch
-        logger.info("linear scan on cpu: numba backend")
-        return kernel
-    logger.info("linear scan on %s: torch backend", device_type)
-    return linear_scan_torch
+def _first_importable(device_type: str) -> ScanBackend:
+    """The fastest backend for a device that can be imported: chosen, and said, once."""
+    backend: ScanBackend = "torch"
+    try:
+        match device_type:
+            case "cpu":
+                _numba_kernel()
+                backend = "numba"
+            case "cuda":
+                _triton_kernel()
+                backend = "triton"
+    except MachineError as error:
+        logger.info("linear scan on %s: torch backend (%s)", device_type, error)
+    else:
+        logger.info("linear scan on %s: %s backend", device_type, backend)
+    return backend
 
 
 def _check_shapes(k: Tensor, v: Tensor, decay: Tensor, initial_state: Tensor, valid: Tensor | None) -> None:
