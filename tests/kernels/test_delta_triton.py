@@ -60,12 +60,25 @@ def results(rule, tensors, valid=None, wanted=(True, True)):
 
 def assert_near_the_loop(rule, tensors, valid=None, dtype=torch.float32, wanted=(True, True)):
     expected = results(delta_rule_reference, tensors, valid, wanted)
-    single = [tensor.to("cuda", dtype) for tensor in tensors[:-1]] + [tensors[-1].to("cuda", torch.float32)]
-    found = results(rule, single, None if valid is None else valid.cuda(), wanted)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    single = [tensor.to(device, dtype) for tensor in tensors[:-1]] + [tensors[-1].to(device, torch.float32)]
+    found = results(rule, single, None if valid is None else valid.to(device), wanted)
     for name, value in expected.items():
         error = (found[name].cpu().double() - value).norm()
         # Where the exact gradient is zero (nothing is found by silent keys), so is this one.
         assert error <= TOLERANCE[dtype] * value.norm(), (name, float(error / value.norm()))
+
+
+@pytest.mark.parametrize(("time", "group"), [(1, 1), (5, 3), (19, 1), (33, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_values_and_gradients_of_small_inputs_are_those_of_the_loop(rule, time, group, masked):
+    """On the CPU in Triton's interpreter."""
+    assert_near_the_loop(rule, inputs(time, group, widths=(16, 16)), mask(time) if masked else None)
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_silent_and_dense_keys_of_small_inputs_are_those_of_the_loop(rule, density):
+    assert_near_the_loop(rule, inputs(20, density=density, widths=(16, 32)))
 
 
 @pytest.mark.gpu

@@ -7,9 +7,8 @@ import torch
 TOLERANCE = 5e-6
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize(("chunk", "levels"), [(16, 4), (32, 5), (64, 6)])
-def test_the_solved_matrix_is_the_inverse_even_where_one_key_repeats_without_decay(chunk, levels):
+def test_the_solved_matrix_is_the_inverse_even_where_one_key_repeats_without_decay(chunk, levels, kernel_device):
     pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test its delta rule")
     kernels = importlib.import_module("asnn_goose.kernels.delta_triton_kernels")
     generator = torch.Generator().manual_seed(0)
@@ -18,7 +17,7 @@ def test_the_solved_matrix_is_the_inverse_even_where_one_key_repeats_without_dec
     erase = torch.rand(1, chunk, 1, generator=generator)
     still, ones = torch.zeros(1, chunk, 1), torch.ones(1, chunk, 1)
     solved, by_state, new = torch.empty(chunk, chunk), torch.empty(chunk, 16), torch.empty(chunk, 16)
-    tensors = [part.to("cuda") for part in (key, value, still, erase, ones, solved, by_state, new)]
+    tensors = [part.to(kernel_device) for part in (key, value, still, erase, ones, solved, by_state, new)]
     strides = (*key.stride()[:3], *value.stride()[:3])
     kernels.solve_kernel[(1, 1)](
         *tensors, *strides, chunk, 1, width=16, value_width=16, chunk=chunk, levels=levels, inverse="tf32x3",
