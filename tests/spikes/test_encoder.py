@@ -1,13 +1,20 @@
+import sys
+from unittest import mock
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes import encoder as module
+from asnn_goose.spikes.encoder import LEAST_WORTHWHILE, WIDEST_ON_GPU, SpikeEncoder
 from asnn_goose.spikes.surrogate import SurrogateSpec
 
 # Ten numbers whose mean magnitude is 1, so that with alpha = 1 the threshold is 1, the step 2 and z = x / 2.
 TOKEN = [5.0, -3.0, 1.0, -0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
 # Closed forms are compared in float64, where a handful of operations round to far less than this.
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
+# Two float32 orders of a hundred numbers and a quotient on a GPU; then the last bit of a gradient in bfloat16.
+SAME = {torch.float32: {"rtol": 3e-6, "atol": 0.0}, torch.bfloat16: {"rtol": 2**-7, "atol": 0.0}}
 RECORDED = SurrogateSpec("recorded_ste")
 
 
@@ -162,3 +169,64 @@ def test_bfloat16_input_spikes_as_its_float32_copy():
 def test_values_are_integers_within_the_levels(surrogate):
     values = encoder(levels=3, alpha=0.3, surrogate=surrogate)(random_tokens(50, 10)).values
     assert set(values.unique().tolist()) == {-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0}
+
+
+def takes_triton(tokens, width=64, dtype=torch.float32, **choices):
+    """Whether an encoder chooses Triton for so many tokens on a GPU, which need not be there."""
+    with FakeTensorMode():
+        x = torch.empty(tokens, width, device="cuda", dtype=dtype)
+    with mock.patch.object(module, "_triton_encoder", return_value=len):
+        return SpikeEncoder(width, **choices)._compiled_kernel(x) is len
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["clipped_ste", "ste"])
+def test_many_tokens_on_a_gpu_are_encoded_by_triton(dtype, kind):
+    enough = LEAST_WORTHWHILE["cuda"] // 64
+    assert takes_triton(enough, dtype=dtype, surrogate=SurrogateSpec(kind))
+    assert not takes_triton(enough - 1, dtype=dtype, surrogate=SurrogateSpec(kind))
+
+
+def test_what_triton_is_not_written_for_is_encoded_by_torch_on_a_gpu(monkeypatch):
+    tokens = LEAST_WORTHWHILE["cuda"]
+    assert not takes_triton(tokens, learn_alpha=True)
+    assert not takes_triton(tokens, surrogate=SurrogateSpec("triangle"))
+    assert not takes_triton(tokens, surrogate=RECORDED)
+    assert not takes_triton(tokens, dtype=torch.float64)
+    assert takes_triton(tokens, width=WIDEST_ON_GPU)
+    assert not takes_triton(tokens, width=WIDEST_ON_GPU + 1)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not takes_triton(tokens)
+
+
+def test_without_triton_torch_encodes_on_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in ("encoder_triton", "encoder_triton_kernels"):
+        monkeypatch.delitem(sys.modules, f"asnn_goose.kernels.{name}", raising=False)
+    assert module._triton_encoder.__wrapped__() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("surrogate", [SurrogateSpec(width=0.7, gradient_scale=0.5), SurrogateSpec("ste")])
+@pytest.mark.parametrize("levels", [1, 4, 8])
+def test_triton_gives_the_spikes_steps_and_gradients_of_torch(dtype, surrogate, levels, kernel_device):
+    pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test its encoder")
+    spiking = SpikeEncoder(100, levels, amplitude="channel", scale="token", surrogate=surrogate).to(kernel_device)
+    found, weights = [], random_tokens(2, 9, 100).to(kernel_device)
+    for kernel in (module._triton_encoder(), None):
+        x = random_tokens(2, 9, 100, seed=1).to(kernel_device, dtype).requires_grad_()
+        with mock.patch.object(SpikeEncoder, "_compiled_kernel", return_value=kernel):
+            spikes = spiking(x)
+        found.append((spikes, torch.autograd.grad((spikes.dense() * weights).sum(), x)[0]))
+    (given, gradient), (expected, true) = found
+    assert torch.equal(given.values, expected.values)
+    assert given.values.dtype == torch.float32
+    torch.testing.assert_close(given.token_scale, expected.token_scale, **SAME[torch.float32])
+    torch.testing.assert_close(gradient, true, **SAME[dtype])
+
+
+def test_the_widest_token_is_that_of_the_kernel():
+    pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test its encoder")
+    from asnn_goose.kernels.encoder_triton import MOST_WIDTH
+
+    assert MOST_WIDTH == WIDEST_ON_GPU
