@@ -14,6 +14,10 @@ DATA_WAYS = (
 REFUSALS = {
     "training.tokens=1M": 'training.tokens: expected a whole number such as 1000000, got "1M"',
     "training.steps=0": "training.steps: expected a value greater than or equal to 1, got 0",
+    "training.batch_size=many": (
+        "training.batch_size: expected a whole number such as 1000000 or 'auto', got \"many\""
+    ),
+    "training.batch_size=0": "training.batch_size: expected a value greater than or equal to 1 or 'auto', got 0",
     "training.learning_rate=fast": 'training.learning_rate: expected a number, got "fast"',
     "training.compile=yes": 'training.compile: expected true or false, got "yes"',
     "training.betas=[0.9]": "training.betas[1] is missing: the list is too short",

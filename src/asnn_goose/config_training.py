@@ -66,8 +66,8 @@ class EarlyStopping(Section):
 class TrainingOptions(Section):
     """What both budgets share."""
 
-    batch_size: int = Field(default=8, ge=1)
-    """Rows a micro-batch holds on each process."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    """Rows a micro-batch holds on each process; `auto` takes the largest that fits a GPU and still pays, 8 on a CPU."""
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches a step sums over."""
     window: int = Field(default=256, ge=2)
@@ -90,6 +90,12 @@ class TrainingOptions(Section):
     """auto times bf16 and fp32 once and takes the faster."""
     compile: bool = False
     """Compile the student with torch.compile; where that fails it runs uncompiled and says so."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block, and compute the rest again in the backward: a third more arithmetic."""
+    workers: int | None = Field(default=None, ge=0, le=64)
+    """Processes that make batches ahead; null is 2 where a GPU trains, else none."""
+    batches_ahead: int = Field(default=2, ge=1, le=64)
+    """Batches that each worker makes ahead."""
     seed: int = Field(default=42, ge=0)
     """Seed of the weights and the order of the data."""
     logging_interval: int = Field(default=10, ge=1)
@@ -102,6 +108,13 @@ class TrainingOptions(Section):
     """Null trains the whole budget."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(default=(), strict=False)
     """Experiment trackers, each from its own package."""
+
+    @property
+    def rows(self) -> int:
+        """`batch_size` as a number, which `auto` has become before a run trains."""
+        if self.batch_size == "auto":
+            raise ValueError("training.batch_size=auto has not been resolved")
+        return self.batch_size
 
 
 class TrainingBySteps(TrainingOptions):

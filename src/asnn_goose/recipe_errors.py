@@ -70,6 +70,10 @@ def describe_errors(error: ValidationError) -> str:
     lines: dict[str, str] = {}
     for detail in error.errors(include_url=False):
         place = locate(detail["loc"])
+        if place.path in lines and detail["type"] == "literal_error":
+            # A word that may stand where a number may.
+            words = detail["ctx"]["expected"]
+            lines[place.path] = lines[place.path].replace(", got ", f" or {words}, got ", 1)
         lines.setdefault(place.path, _describe(detail, place))
     first, *others = lines.values()
     return first if not others else f"{first} (and {len(others)} more)"

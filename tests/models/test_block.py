@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, build_norm
+from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, build_norm, recomputed, run_block
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.wkv_mixer import WkvMixer
@@ -95,3 +95,25 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 def test_a_compiled_block_serves_all_layers_and_computes_the_same():
     outcome = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_a_block_that_is_computed_again_keeps_less_and_has_the_same_gradients():
+    torch.manual_seed(0)
+    block, x = GooseBlock(config(**GOOSE), 0).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    results = []
+    for runner in (run_block, recomputed(run_block)):
+        kept = []
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found, _ = runner(block, leaf, None, None, None)
+        own = [part for part in block.parameters() if part.requires_grad]
+        gradients = torch.autograd.grad(found.square().sum(), [leaf, *own], allow_unused=True)
+        results.append((sum(kept), found.detach(), gradients))
+    assert results[1][0] <= 2 * x.numel() < results[0][0]
+    for plain, again in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(again, plain, rtol=0, atol=0)

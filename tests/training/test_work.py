@@ -4,6 +4,7 @@ from asnn_goose.config_student import GooseStudent
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.data.tokens import TokenRows
 from asnn_goose.evaluation.perplexity import evaluation_windows
+from asnn_goose.models.block import run_block
 from asnn_goose.models.build import build_student
 from asnn_goose.training.align import AlignmentStep
 from asnn_goose.training.prepare import recorded_stream, replaced_blocks
@@ -85,3 +86,19 @@ def test_comparing_hidden_states_that_nothing_records_is_a_mistake(works, small_
     material = RunMaterial(teacher, student, None, (), None, 8.0)
     with pytest.raises(ValueError, match="nothing records"):
         build_work(plan_stages(recipe, 1)[0], recipe, material, (), rows)
+
+
+def test_blocks_are_computed_again_where_a_recipe_asks_for_it(small_recipe, teacher, real_text):
+    losses = []
+    for again in (False, True):
+        recipe = small_recipe(training={"steps": 1, "window": 32, "activation_checkpointing": again})
+        windows = evaluation_windows(real_text[:5000], teacher.tokenizer, recipe.evaluation)
+        student = build_student(recipe.student, recipe.spikes, teacher, 0)
+        rows = BatchPlan(TokenRows(windows.rows.tokens, 32, 32), 2, 0)
+        material = RunMaterial(teacher, student, windows, (), None, 8.0)
+        work = build_work(plan_stages(recipe, 1)[0], recipe, material, (), rows)
+        assert (student.model.block_runner is run_block) is not again
+        loss = work.module(rows.batch(0), work.observe(rows.batch(0))).loss
+        loss.backward()
+        losses.append((loss.item(), student.model.embed_tokens.weight.grad.norm().item()))
+    assert losses[0] == losses[1]

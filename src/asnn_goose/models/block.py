@@ -1,9 +1,11 @@
 """One block of the student, and its parts as the configuration describes them."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from asnn_goose.models.cache import RecurrentLayer
 from asnn_goose.models.configuration import GooseConfig
@@ -13,6 +15,9 @@ from asnn_goose.models.rotary import RotaryPositions
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.spikes.surrogate import SurrogateSpec
+
+BlockRunner = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+"""Runs a block as `run_block` does."""
 
 
 class GooseBlock(nn.Module):
@@ -51,6 +56,21 @@ def run_block(
     """One block as a plain function, which is compiled once and then serves all blocks, since all are alike."""
     found: tuple[Tensor, dict[str, Tensor]] = block(x, cache, valid, positions)
     return found
+
+
+def recomputed(runner: BlockRunner) -> BlockRunner:
+    """A runner that keeps only what enters a block, and runs the block again in the backward (Chen et al. 2016)."""
+
+    def run(
+        block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One block; nothing in it draws random numbers."""
+        found: tuple[Tensor, dict[str, Tensor]] = checkpoint(
+            runner, block, x, cache, valid, positions, use_reentrant=False, preserve_rng_state=False
+        )
+        return found
+
+    return run
 
 
 def build_norm(config: GooseConfig) -> nn.Module:

@@ -3,6 +3,15 @@
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from asnn_goose.config import Recipe
+from asnn_goose.training.memory import peak_memory_bytes
+from asnn_goose.training.prepare import replaced_blocks, stage_batches
+from asnn_goose.training.rows import PreparedText
+from asnn_goose.training.stages import plan_stages
+from asnn_goose.training.work import RunMaterial, StageWork, build_work
 
 MOST_TOKENS = 32_768
 """Tokens a micro-batch holds at most: a GPU is busy from 16,384 on, and larger batches only take fewer steps."""
@@ -54,3 +63,70 @@ def rounded_batch(rows: int) -> int:
     if rows >= MULTIPLE:
         return rows // MULTIPLE * MULTIPLE
     return 1 << max(rows, 1).bit_length() - 1
+
+
+def resolve_batch_size(
+    recipe: Recipe, material: RunMaterial, text: PreparedText, accelerator: Accelerator, console: Console
+) -> Recipe:
+    """The recipe with a number of rows in place of `auto`, the same in every process and after a resume.
+
+    A stage that states no batch of its own gets so many rows that they hold as many tokens.
+
+    Raises:
+        torch.OutOfMemoryError: One row does not fit.
+    """
+    if recipe.training.batch_size != "auto":
+        return recipe
+    known = [line["batch_size"] for line in material.folder.metrics() if "batch_size" in line]
+    if known:
+        return with_batch_size(recipe, int(known[0]))
+    rows = CPU_BATCH
+    if accelerator.device.type == "cuda":
+        most = max(1, MOST_TOKENS // recipe.training.window)
+        with console.status("trying how many rows fit the GPU"):
+            rows = probed_batch(with_batch_size(recipe, 1), material, text, accelerator, most)
+        rows = int(accelerator.gather(torch.tensor([rows], device=accelerator.device)).min())
+    if accelerator.is_main_process:
+        material.folder.append_metrics(step=0, batch_size=rows)
+    console.print(f"batch size {rows}: {rows * recipe.training.window:,} tokens a micro-batch", highlight=False)
+    return with_batch_size(recipe, rows)
+
+
+def with_batch_size(recipe: Recipe, rows: int) -> Recipe:
+    """The recipe with this batch size, and its stages with as many tokens."""
+    window = recipe.training.window
+    stages = tuple(
+        stage.model_copy(update={"batch_size": stage.batch_size or max(1, rows * window // (stage.window or window))})
+        for stage in recipe.stages
+    )
+    training = recipe.training.model_copy(update={"batch_size": rows})
+    return recipe.model_copy(update={"training": training, "stages": stages})
+
+
+def probed_batch(recipe: Recipe, material: RunMaterial, text: PreparedText, accelerator: Accelerator, most: int) -> int:
+    """The largest batch, of at most `most` rows, of the stage that trains most weights; nothing is left changed.
+
+    Nothing is compiled for it: that takes longer than trying, and a step that is not compiled takes more memory.
+    """
+    plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"compile": False})})
+    distilled = [plan for plan in plan_stages(plain, 1) if plan.kind == "distill"]
+    plan = max(distilled or plan_stages(plain, 1), key=lambda plan: plan.train == "all")
+    batches = stage_batches(plain, plan, text, accelerator)
+    work = build_work(plan, plain, material, replaced_blocks(plain, material.teacher), batches)
+    trained = sum(p.numel() * p.element_size() for p in work.module.parameters() if p.requires_grad)
+    # What the optimizer will hold: two moments of each weight.
+    room = int(MEMORY_SHARE * torch.cuda.get_device_properties(accelerator.device).total_memory) - 2 * trained
+    ids = batches.batch(0)[:1, : recipe.training.window].to(accelerator.device)
+    return fitting_batch(lambda rows: _step_peak(work, ids.expand(rows, -1).contiguous(), accelerator), room, most)
+
+
+def _step_peak(work: StageWork, ids: torch.Tensor, accelerator: Accelerator) -> int:
+    """The most bytes in use during a forward and a backward of these rows."""
+    torch.cuda.reset_peak_memory_stats(accelerator.device)
+    try:
+        with accelerator.autocast():
+            record = work.module(ids, work.observe(ids))
+        (record.loss / ids.numel()).backward()
+        return peak_memory_bytes(accelerator.device)
+    finally:
+        work.module.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from asnn_goose.models.teacher import load_teacher
 from asnn_goose.presets import recipe_hash
 from asnn_goose.results import Results
 from asnn_goose.run_dir import RunDirectory
+from asnn_goose.training.batch_probe import resolve_batch_size
 from asnn_goose.training.checkpoint import Checkpoint, RunState, load_checkpoint
 from asnn_goose.training.finish import finish_run
 from asnn_goose.training.guards import stop_requests
@@ -62,6 +63,7 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
     with accelerator.main_process_first():
         text = prepare_text(recipe.data, recipe.training.seed, teacher, console)
     material = prepare_material(recipe, text, teacher, accelerator, folder, console)
+    recipe = resolve_batch_size(recipe, material, text, accelerator, console)
     if found is None:
         prepare_student(recipe, material, text, accelerator, console)
     loop, reason = run_stages(recipe, material, text, accelerator, state, found, console)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from asnn_goose.config_training import TrainingOptions
+from asnn_goose.data.feed import BatchFeed
 from asnn_goose.errors import TrainingDivergedError
 from asnn_goose.evaluation.perplexity import perplexity_of
 from asnn_goose.evaluation.student import probe_spikes, student_perplexity
@@ -64,6 +65,9 @@ class TrainingLoop:
         self.guard = NonFiniteGuard(accelerator.device)
         self.guard.skipped += state.skipped
         self.last_step = state.stage_start + work.plan.steps
+        self.feed = BatchFeed(
+            work.batches, state.rows_seen, accelerator.device, training.workers, training.batches_ahead
+        )
         self._sums: dict[str, Tensor] = {}
         self._logged_steps, self._logged_seconds = 0, state.seconds
         known = curve(material.folder.metrics(), "evaluation_perplexity").values
@@ -149,13 +153,12 @@ class TrainingLoop:
 
     def _train_step(self) -> None:
         started = time.perf_counter()
-        batches, stage = self.work.batches, self.stage
+        feed, stage = self.feed, self.stage
         done = self.state.step - self.state.stage_start
         set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
-        rows_seen, means = self.state.rows_seen, []
+        means = []
         for micro_batch in range(stage.accumulation):
-            ids = batches.batch(rows_seen).to(self.accelerator.device, non_blocking=True)
-            rows_seen = batches.advance(rows_seen)
+            ids = feed.take()
             observed = self.work.observe(ids)
             last = micro_batch == stage.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.step):
@@ -168,7 +171,7 @@ class TrainingLoop:
             self.state,
             step=self.state.step + 1,
             attempts=self.state.attempts + 1,
-            rows_seen=rows_seen,
+            rows_seen=feed.rows_seen,
             tokens=self.state.tokens + stage.tokens_per_step,
             seconds=seconds,
         )
@@ -258,7 +261,7 @@ class TrainingLoop:
         )
 
     def _evaluate(self, progress: ProgressLine) -> float:
-        result = student_perplexity(self.material.student, self.material.windows, self.training.batch_size)
+        result = student_perplexity(self.material.student, self.material.windows, self.training.rows)
         perplexity = self._evaluated = result.perplexity
         self._append_metrics(evaluation_perplexity=perplexity, evaluation_loss_nats=result.loss_nats)
         ratio = perplexity / self.material.teacher_perplexity

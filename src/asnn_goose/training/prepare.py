@@ -65,7 +65,7 @@ def measure_control(
 ) -> None:
     """Measure the perplexity of something that was not trained, on the run's windows, and keep it in the metrics."""
     with console.status(f"measuring the control {name}"):
-        found = student_perplexity(student, material.windows, recipe.training.batch_size)
+        found = student_perplexity(student, material.windows, recipe.training.rows)
     material.folder.append_metrics(step=0, control=name, control_perplexity=found.perplexity)
     ratio = found.perplexity / material.teacher_perplexity
     console.print(

@@ -73,7 +73,7 @@ def plan_stages(recipe: Recipe, processes: int) -> tuple[StagePlan, ...]:
 
 def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: int) -> StagePlan:
     training = recipe.training
-    batch_size = stage.batch_size or training.batch_size
+    batch_size = stage.batch_size or training.rows
     window = stage.window or training.window
     rate = stage.learning_rate or training.learning_rate
     rows = batch_size * training.accumulation * processes

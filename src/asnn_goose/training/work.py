@@ -11,7 +11,7 @@ from asnn_goose.config import Recipe
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.evaluation.perplexity import EvaluationWindows
 from asnn_goose.models.anatomy import TeacherBlock
-from asnn_goose.models.block import run_block
+from asnn_goose.models.block import recomputed, run_block
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import StreamRecorder, attention_records
 from asnn_goose.models.teacher import Teacher, compile_or_fall_back
@@ -85,8 +85,8 @@ def build_work(
             """The teacher's attention, given and found."""
             return attention_records(teacher.model, replaced, ids)
     else:
-        if compiled:
-            student.model.block_runner = compile_or_fall_back(run_block, "student", dynamic=False)
+        runner = compile_or_fall_back(run_block, "student", dynamic=False) if compiled else run_block
+        student.model.block_runner = recomputed(runner) if recipe.training.activation_checkpointing else runner
         error = compile_or_fall_back(channel_error, "hidden states' error", dynamic=False) if compiled else None
         module = DistillationStep(student, teacher.head, plan.objective, error)
         if plan.objective.hidden_alignment is not None and material.stream is None:
