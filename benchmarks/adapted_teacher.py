@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
-from asnn_goose.models.teacher import Teacher, body_hidden_states, compile_or_fall_back, load_teacher, output_head
+from asnn_goose.models.compiling import compile_or_fall_back
+from asnn_goose.models.teacher import Teacher, body_hidden_states, load_teacher, output_head
 from asnn_goose.presets import load_recipe
 from asnn_goose.training.optimizer import build_optimizer, learning_rate_share, set_learning_rate
 from asnn_goose.training.precision import resolve_precision, resolve_teacher_dtype

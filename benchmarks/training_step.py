@@ -25,8 +25,9 @@ from asnn_goose.config_training import FixedTemperature, Objective
 from asnn_goose.kernels.kd_loss import LossBackend, distillation_sums
 from asnn_goose.models.block import run_block
 from asnn_goose.models.build import build_student
+from asnn_goose.models.compiling import compile_or_fall_back
 from asnn_goose.models.loading import load_causal_lm
-from asnn_goose.models.teacher import Teacher, body_hidden_states, compile_or_fall_back, output_head
+from asnn_goose.models.teacher import Teacher, body_hidden_states, output_head
 from asnn_goose.training import step as step_module
 from asnn_goose.training.step import DistillationStep, TeacherView
 

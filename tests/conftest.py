@@ -153,3 +153,13 @@ def finished_run(small_recipe: Callable[..., Recipe], tmp_path_factory: pytest.T
     environment = {"recipe": "small", **collect_environment(recipe.training.seed)}
     folder = RunDirectory.create(tmp_path_factory.mktemp("finished") / "run", recipe_yaml(recipe), environment)
     return distill(recipe, folder, Console(file=StringIO()))
+
+
+@pytest.fixture
+def failing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile as it is on a machine without a compiler: the first call raises, with a long text."""
+
+    def compiled(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("no C++ compiler\nand forty lines more")
+
+    monkeypatch.setattr(torch, "compile", lambda _module, dynamic=None: compiled)

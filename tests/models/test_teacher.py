@@ -1,4 +1,3 @@
-import logging
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from asnn_goose.errors import TeacherError, VocabularyMismatchError
 from asnn_goose.models.loading import LoadedModel
-from asnn_goose.models.teacher import check_same_vocabulary, compile_or_fall_back, load_teacher, make_teacher
+from asnn_goose.models.teacher import check_same_vocabulary, load_teacher, make_teacher
 
 # Float32 rounding of one dot product over 64 channels, on logits of order 10.
 FLOAT32_ROUNDING = {"rtol": 0.0, "atol": 1e-4}
@@ -108,38 +107,6 @@ def test_another_tokenizer_is_refused(teacher):
 def test_another_head_size_is_refused(teacher):
     with pytest.raises(VocabularyMismatchError, match=r"4096 entries .* 50 "):
         check_same_vocabulary(teacher, loaded(small_gpt2(), teacher))
-
-
-@pytest.fixture
-def failing_compiler(monkeypatch):
-    """torch.compile as it is on a machine without a compiler: the first call raises, with a long text."""
-
-    def compiled(*_arguments, **_options):
-        raise RuntimeError("no C++ compiler\nand forty lines more")
-
-    monkeypatch.setattr(torch, "compile", lambda _module, dynamic=None: compiled)
-
-
-@pytest.mark.usefixtures("failing_compiler")
-def test_what_does_not_compile_runs_uncompiled_with_one_warning(caplog):
-    layer, x = nn.Linear(3, 2), torch.ones(1, 3)
-    call = compile_or_fall_back(layer, "student")
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(call(x), layer(x))
-        assert torch.equal(call(x), layer(x))
-    warnings = [record.getMessage() for record in caplog.records]
-    assert warnings == ["torch.compile failed for the student (no C++ compiler); it runs uncompiled"]
-
-
-def test_what_compiles_runs_compiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda module, dynamic=None: lambda x: module(x) + 1.0)
-    assert compile_or_fall_back(nn.Identity(), "teacher")(1.0) == 2.0
-
-
-@pytest.mark.usefixtures("failing_compiler")
-def test_an_error_of_the_module_itself_is_not_hidden(caplog):
-    with caplog.at_level(logging.CRITICAL), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        compile_or_fall_back(nn.Linear(3, 2), "student")(torch.ones(1, 5))
 
 
 @pytest.mark.usefixtures("failing_compiler")

@@ -1,6 +1,5 @@
 """The pretrained transformer that is distilled: frozen, in inference mode, seen as hidden states and an output head."""
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asnn_goose.errors import TeacherError, VocabularyMismatchError
 from asnn_goose.kernels.head_chunks import LinearHead
+from asnn_goose.models.compiling import compile_or_fall_back
 from asnn_goose.models.loading import LoadedModel, load_causal_lm
-
-logger = logging.getLogger(__name__)
 
 # A head that does more than a matrix product (a soft cap, a logit scale) differs far beyond rounding.
 HEAD_TOLERANCE = 0.02
@@ -127,26 +125,3 @@ def check_same_vocabulary(teacher: LoadedModel | Teacher, student: LoadedModel |
             f"{sizes[1]} (tokenizer {student.vocabulary_hash[:12]}): a student is compared with, and learns from, "
             "a teacher of its own vocabulary"
         )
-
-
-def compile_or_fall_back(module: Any, role: str, dynamic: bool | None = None) -> Any:
-    """A compiled form of a module or function that falls back, for good and with one warning, if compiling fails.
-
-    torch.compile fails at the first call, not here, so the fallback is decided there.
-    """
-    compiled = torch.compile(module, dynamic=dynamic)
-    failed = False
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        """The result, compiled unless that has failed."""
-        nonlocal failed
-        if not failed:
-            try:
-                return compiled(*arguments, **options)
-            except Exception as error:
-                failed = True
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                logger.warning("torch.compile failed for the %s (%s); it runs uncompiled", role, reason)
-        return module(*arguments, **options)
-
-    return call

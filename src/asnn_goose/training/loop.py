@@ -18,6 +18,7 @@ from asnn_goose.errors import TrainingDivergedError
 from asnn_goose.evaluation.perplexity import perplexity_of
 from asnn_goose.evaluation.student import probe_spikes, student_perplexity
 from asnn_goose.measurements import curve
+from asnn_goose.models.compiling import compiled_graphs
 from asnn_goose.training.checkpoint import (
     RunState,
     load_checkpoint,
@@ -218,6 +219,7 @@ class TrainingLoop:
             step_ms=1000.0 * seconds / self._logged_steps,
             memory_bytes=self._memory_samples[-1],
             skipped_steps=self.state.skipped,
+            compiled_graphs=compiled_graphs(),
             density=density,
             **{f"density.{name}": value for name, value in densities.items()},
         )

@@ -12,9 +12,10 @@ from asnn_goose.data.batches import BatchPlan
 from asnn_goose.evaluation.perplexity import EvaluationWindows
 from asnn_goose.models.anatomy import TeacherBlock
 from asnn_goose.models.block import recomputed, run_block
+from asnn_goose.models.compiling import compile_or_fall_back
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import StreamRecorder, attention_records
-from asnn_goose.models.teacher import Teacher, compile_or_fall_back
+from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, run_mixer
 from asnn_goose.training.optimizer import build_optimizer
