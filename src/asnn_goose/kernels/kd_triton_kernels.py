@@ -55,13 +55,28 @@ def _parts(log_teacher, log_student, share, kind: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _words(start, vocabulary, block: tl.constexpr):
+    """The words of a block, and which of them there are."""
+    words = start + tl.arange(0, block)
+    return words, words < vocabulary
+
+
+@triton.jit
+@no_type_check
+def _logs(places, inside, most, log_sum, inverse):
+    """Logits less the largest, and log probabilities at the temperature."""
+    centered = tl.load(places, mask=inside, other=OUTSIDE) - most
+    return centered, centered * inverse - log_sum
+
+
+@triton.jit
+@no_type_check
 def _normalizers(z_row, u_row, vocabulary, inverse, block: tl.constexpr):
     """The student's largest logit, its sums of exponentials at the temperature and at 1, the teacher's same but one."""
     z_most, u_most = tl.full((), OUTSIDE, tl.float32), tl.full((), OUTSIDE, tl.float32)
     z_sum, z_plain, u_sum = 0.0, 0.0, 0.0
     for start in range(0, vocabulary, block):
-        words = start + tl.arange(0, block)
-        inside = words < vocabulary
+        words, inside = _words(start, vocabulary, block)
         z = tl.load(z_row + words, mask=inside, other=OUTSIDE)
         u = tl.load(u_row + words, mask=inside, other=OUTSIDE)
         before, u_before = z_most, u_most
@@ -99,11 +114,9 @@ def rows_kernel(
     else:
         teacher_total, z_drift, z_mean, u_drift, u_mean = 0.0, 0.0, 0.0, 0.0, 0.0
         for start in range(0, vocabulary, block):
-            words = start + tl.arange(0, block)
-            inside = words < vocabulary
-            z = tl.load(z_row + words, mask=inside, other=OUTSIDE) - z_most
-            u = tl.load(u_row + words, mask=inside, other=OUTSIDE) - u_most
-            log_q, log_p = z * inverse - log_z, u * inverse - log_u
+            words, inside = _words(start, vocabulary, block)
+            z, log_q = _logs(z_row + words, inside, z_most, log_z, inverse)
+            u, log_p = _logs(u_row + words, inside, u_most, log_u, inverse)
             value, of_student, of_teacher = _parts(log_p, log_q, share, kind)
             divergence += tl.sum(tl.where(inside, value, 0.0), axis=0)
             student_total += tl.sum(tl.where(inside, of_student, 0.0), axis=0)
@@ -126,11 +139,9 @@ def rows_kernel(
             weight = weight * heat
         plain_weight = cross_entropy_weight * has_label
         for start in range(0, vocabulary, block):
-            words = start + tl.arange(0, block)
-            inside = words < vocabulary
-            z = tl.load(z_row + words, mask=inside, other=OUTSIDE) - z_most
-            u = tl.load(u_row + words, mask=inside, other=OUTSIDE) - u_most
-            log_q, log_p = z * inverse - log_z, u * inverse - log_u
+            words, inside = _words(start, vocabulary, block)
+            z, log_q = _logs(z_row + words, inside, z_most, log_z, inverse)
+            _, log_p = _logs(u_row + words, inside, u_most, log_u, inverse)
             value, of_student, _ = _parts(log_p, log_q, share, kind)
             if ready:
                 divergence += tl.sum(tl.where(inside, value, 0.0), axis=0)
