@@ -90,6 +90,8 @@ class TrainingOptions(Section):
     """auto times bf16 and fp32 once and takes the faster."""
     compile: bool = False
     """Compile the student with torch.compile; where that fails it runs uncompiled and says so."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """Of several processes, each holds the whole student (none), or a share of its weights and moments (fsdp2)."""
     activation_checkpointing: bool = False
     """Keep only what enters each block, and compute the rest again in the backward: a third more arithmetic."""
     workers: int | None = Field(default=None, ge=0, le=64)

@@ -22,6 +22,7 @@ from torch.optim import AdamW
 
 from asnn_goose.config_training import Precision
 from asnn_goose.errors import CheckpointError, MachineError
+from asnn_goose.training.sharding import placed_like, whole_tensor
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 FORMAT_VERSION = 2
@@ -48,6 +49,7 @@ class RunState:
         precision: Number type the run resolved `auto` to.
         threads: CPU threads of torch; on the CPU the sums depend on it.
         recipe_hash: SHA-256 of the resolved recipe.
+        processes: Processes the run began with; they decide how many rows a step takes, whoever resumes it.
     """
 
     step: int
@@ -66,6 +68,7 @@ class RunState:
     precision: Precision
     threads: int
     recipe_hash: str
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,11 @@ class Checkpoint:
     path: Path
 
 
-def training_tensors(module: nn.Module, optimizer: AdamW | None) -> dict[str, Tensor]:
-    """Weights, Adam moments and generator states by name, on the CPU.
+def training_tensors(module: nn.Module, optimizer: AdamW | None, keep: bool = True) -> dict[str, Tensor]:
+    """Weights, Adam moments and generator states by name, whole and on the CPU.
 
-    Without an optimizer only the weights.
+    Without an optimizer only the weights. Shards are gathered one tensor at a time by all processes together, of which
+    those that `keep` nothing get nothing.
     """
     parameters = dict(module.named_parameters())
     tensors = {f"weight.{name}": parameter.detach() for name, parameter in parameters.items()}
@@ -91,7 +95,8 @@ def training_tensors(module: nn.Module, optimizer: AdamW | None) -> dict[str, Te
         tensors["generator.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["generator.cuda"] = torch.cuda.get_rng_state()
-    return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+    gathered = ((name, whole_tensor(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.to("cpu").contiguous() for name, tensor in gathered if keep}
 
 
 def restore_tensors(tensors: Mapping[str, Tensor], module: nn.Module, optimizer: AdamW | None) -> None:
@@ -105,13 +110,16 @@ def restore_tensors(tensors: Mapping[str, Tensor], module: nn.Module, optimizer:
             stored = tensors.get(f"weight.{name}")
             if stored is None or stored.shape != parameter.shape:
                 raise CheckpointError(f"the checkpoint holds no weight {name} of shape {tuple(parameter.shape)}")
-            parameter.copy_(stored)
+            parameter.copy_(placed_like(stored, parameter))
     if optimizer is None:
         return
     for name, parameter in module.named_parameters():
         entries = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if all(value is not None for value in entries.values()):
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in entries.items()}  # type: ignore[union-attr]
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) if key == "step" else placed_like(value, parameter)  # type: ignore[union-attr, arg-type]
+                for key, value in entries.items()
+            }
         else:
             optimizer.state.pop(parameter, None)
     torch.set_rng_state(tensors["generator.cpu"])

@@ -4,10 +4,11 @@ text -> documents -> packed token rows -> teacher and student -> objective -> up
 evaluation -> results. Each step below is one call; the loop itself is in `loop.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 
 from asnn_goose.config import Recipe
@@ -20,6 +21,15 @@ from asnn_goose.results import Results
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.batch_probe import resolve_batch_size
 from asnn_goose.training.checkpoint import Checkpoint, RunState, load_checkpoint
+from asnn_goose.training.distributed import (
+    check_launch,
+    from_main,
+    is_main_process,
+    join_processes,
+    main_console,
+    process_count,
+    spread_over,
+)
 from asnn_goose.training.finish import finish_run
 from asnn_goose.training.guards import stop_requests
 from asnn_goose.training.loop import StopReason, TrainingLoop
@@ -27,8 +37,12 @@ from asnn_goose.training.precision import resolve_precision, resolve_teacher_dty
 from asnn_goose.training.prepare import prepare_material, prepare_student, replaced_blocks, stage_batches
 from asnn_goose.training.progress import ProgressLine
 from asnn_goose.training.rows import PreparedText, prepare_text
+from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.stages import plan_stages
 from asnn_goose.training.work import RunMaterial, build_work
+
+REPLICATION = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+"""Gradients lie in the buckets that are sent, not beside them."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +56,19 @@ class RunOutcome:
 def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcome:
     """Run a recipe in a run folder, from where the folder's checkpoints stand.
 
+    Of several processes, which share the folder, the main one writes and speaks.
+
     Raises:
         GooseError: Whatever in the user's input, machine or checkpoint stops the run, in one line.
     """
+    join_processes()
+    console = main_console(console)
     # Nothing in a run draws from the global generator unseeded; a resumed run restores its state.
     torch.manual_seed(recipe.training.seed)
-    found = newest_checkpoint(folder, console)
-    state = fresh_state(recipe) if found is None else resumed_state(found, recipe, console)
-    folder.cut_metrics(-1 if found is None else state.step)
+    found = common_checkpoint(folder, console)
+    state = from_main(fresh_state(recipe)) if found is None else resumed_state(found, recipe, console)
+    if is_main_process():
+        folder.cut_metrics(-1 if found is None else state.step)
     accelerator = build_accelerator(recipe, state.precision, folder)
     console.print(f"reading text and teacher {recipe.teacher.name} ({state.precision}, {accelerator.device})")
     teacher = load_teacher(
@@ -60,17 +79,24 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
         recipe.teacher.compile,
     )
     check_windows(teacher, recipe.windows)
-    with accelerator.main_process_first():
+    # The cache may be shared by all machines, or each have its own.
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
         text = prepare_text(recipe.data, recipe.training.seed, teacher, console)
     material = prepare_material(recipe, text, teacher, accelerator, folder, console)
     recipe = resolve_batch_size(recipe, material, text, accelerator, console)
     if found is None:
         prepare_student(recipe, material, text, accelerator, console)
+    if recipe.training.sharding == "fsdp2":
+        material = replace(material, sharded=shard_student(material.student, accelerator))
     loop, reason = run_stages(recipe, material, text, accelerator, state, found, console)
+    results = finish_run(recipe, loop, console) if reason != "interrupted" and is_main_process() else None
+    results = from_main(results)
+    # DDP holds the group of processes: if that outlived its end here, DDP's end would be its own, under Python's lock,
+    # for which a thread of gloo's may be waiting.
+    del loop
+    accelerator.free_memory()
     accelerator.end_training()
-    if reason == "interrupted":
-        return RunOutcome(folder, None)
-    return RunOutcome(folder, finish_run(recipe, loop, console))
+    return RunOutcome(folder, results)
 
 
 def run_stages(
@@ -83,7 +109,8 @@ def run_stages(
     console: Console,
 ) -> tuple[TrainingLoop, StopReason]:
     """Train through the stages that are left; returns the last one's loop and why it ended."""
-    plans = plan_stages(recipe, accelerator.num_processes)
+    planned = plan_stages(recipe, state.processes)
+    plans = tuple(spread_over(plan, accelerator.num_processes) for plan in planned)
     replaced = replaced_blocks(recipe, material.teacher)
     whole = sum(plan.steps for plan in plans)
     reason: StopReason = "budget"
@@ -106,6 +133,17 @@ def run_stages(
         if reason != "interrupted":
             loop.save("last")
     return loop, reason
+
+
+def common_checkpoint(folder: RunDirectory, console: Console) -> Checkpoint | None:
+    """The checkpoint that the main process found newest, read by every process.
+
+    Raises:
+        CheckpointError: As `newest_checkpoint`.
+    """
+    found = newest_checkpoint(folder, console) if is_main_process() else None
+    path = from_main(None if found is None else found.path)
+    return found if found is not None or path is None else load_checkpoint(path)
 
 
 def newest_checkpoint(folder: RunDirectory, console: Console) -> Checkpoint | None:
@@ -152,6 +190,7 @@ def fresh_state(recipe: Recipe) -> RunState:
         precision=resolve_precision(recipe.training.precision, device),
         threads=torch.get_num_threads(),
         recipe_hash=recipe_hash(recipe),
+        processes=process_count(),
     )
 
 
@@ -179,12 +218,18 @@ def build_accelerator(recipe: Recipe, precision: Precision, folder: RunDirectory
     """Device, precision, processes and trackers; gradient accumulation stays with the loop.
 
     Raises:
-        ConfigError: A tracker whose package is not installed.
+        ConfigError: A tracker whose package is not installed, or a launch that `check_launch` refuses.
     """
     trackers = list(recipe.training.trackers)
     mixed = {"fp32": "no"}.get(precision, precision)
     try:
-        accelerator = Accelerator(mixed_precision=mixed, log_with=trackers or None, project_dir=str(folder.path))
+        accelerator = Accelerator(
+            mixed_precision=mixed,
+            log_with=trackers or None,
+            project_dir=str(folder.path),
+            kwargs_handlers=[REPLICATION],
+        )
+        check_launch(accelerator)
         if trackers:
             accelerator.init_trackers("asnn-goose")
     except (ImportError, ValueError) as error:

@@ -3,19 +3,22 @@
 import base64
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 import asnn_goose
 from asnn_goose.checks import Check, check, quotient
 from asnn_goose.config import Recipe
 from asnn_goose.errors import MachineError
 from asnn_goose.evaluation.efficiency import model_flops_utilization, teacher_cost, training_flops_per_token
-from asnn_goose.evaluation.student import probe_spikes
+from asnn_goose.evaluation.student import probe_spikes, student_perplexity
 from asnn_goose.measurements import curve, curves_from_metrics
+from asnn_goose.models.build import fresh_student
 from asnn_goose.models.loading import quiet_transformers
 from asnn_goose.models.plan import spike_fed_mac_share
 from asnn_goose.models.student import GooseForCausalLM
@@ -51,14 +54,17 @@ TRAINING_FIGURE = "training"
 
 
 def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
-    """Export the best weights, gather the results, draw the figure, write the report.
+    """Export the best weights, gather the results, draw the figure, write the report; one process does it alone.
 
     Raises:
         MachineError: The disk is full; the checkpoints stay and --resume finishes the run.
     """
+    best = load_checkpoint(loop.material.folder.checkpoints / "best")
+    if loop.material.sharded is None:
+        restore_tensors(best.tensors, loop.module, optimizer=None)
+    else:
+        take_whole_student(recipe, loop, best.tensors)
     material, folder = loop.material, loop.material.folder
-    best = load_checkpoint(folder.checkpoints / "best")
-    restore_tensors(best.tensors, loop.module, optimizer=None)
     export_model(material.student, material.teacher.tokenizer, folder.model)
     metrics = folder.metrics()
     results = gather_results(recipe, loop, metrics)
@@ -74,6 +80,18 @@ def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
     write_text_atomically(folder.report_path, report_page(results, folder.environment(), recipe_yaml(recipe)))
     folder.write_results(results)
     return results
+
+
+def take_whole_student(recipe: Recipe, loop: TrainingLoop, tensors: Mapping[str, Tensor]) -> None:
+    """Give the loop a whole student with a checkpoint's weights in place of a sharded one.
+
+    Its perplexity is measured anew, since a sharded student was evaluated in the precision that it trained in.
+    """
+    student = fresh_student(loop.material.student.config, seed=0).to(loop.accelerator.device)
+    restore_tensors(tensors, nn.ModuleDict({"student": student}), optimizer=None)
+    loop.material = replace(loop.material, student=student, sharded=None)
+    found = student_perplexity(student, loop.material.windows, recipe.training.rows)
+    loop.state = replace(loop.state, best_perplexity=found.perplexity)
 
 
 def export_model(student: GooseForCausalLM, tokenizer: Any, target: Path) -> None:

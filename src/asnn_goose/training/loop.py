@@ -26,6 +26,7 @@ from asnn_goose.training.checkpoint import (
     save_checkpoint,
     training_tensors,
 )
+from asnn_goose.training.distributed import ProcessStep, from_main, on_any
 from asnn_goose.training.guards import MOST_ROLL_BACKS, NonFiniteGuard
 from asnn_goose.training.memory import memory_bytes
 from asnn_goose.training.optimizer import learning_rate_share, set_learning_rate
@@ -62,7 +63,8 @@ class TrainingLoop:
         self.work, self.module, self.stage = work, work.module, work.plan
         # Of the stage before nothing may stay with accelerate: it would step and wrap both.
         accelerator.free_memory()
-        self.step, self.optimizer = accelerator.prepare(work.module, work.optimizer)
+        self.step = ProcessStep(accelerator, work.module, work.optimizer, material.sharded)
+        self.optimizer = self.step.optimizer
         self.guard = NonFiniteGuard(accelerator.device)
         self.guard.skipped += state.skipped
         self.last_step = state.stage_start + work.plan.steps
@@ -71,7 +73,7 @@ class TrainingLoop:
         )
         self._sums: dict[str, Tensor] = {}
         self._logged_steps, self._logged_seconds = 0, state.seconds
-        known = curve(material.folder.metrics(), "evaluation_perplexity").values
+        known = from_main(curve(material.folder.metrics(), "evaluation_perplexity").values)
         self._evaluated = known[-1] if known else None
         self._memory_samples: list[int] = []
 
@@ -94,7 +96,8 @@ class TrainingLoop:
         while self.state.step < self.last_step:
             self._train_step()
             progress.step(self.state.step)
-            if not (self._is_due(self._intervals) or stop_asked()):
+            # Of several processes one alone may be asked to stop; all of them look where all of them arrive.
+            if not (self._is_due(self._intervals) or (stop_asked() and self.accelerator.num_processes == 1)):
                 continue
             # Skipped steps are known only after the log has read the counters, so every other act comes after it.
             self._log(progress)
@@ -102,9 +105,10 @@ class TrainingLoop:
                 ended = self._judge(progress)
                 if ended is not None:
                     return ended
-            if self._is_due([self.training.checkpoint_interval]) or stop_asked():
+            stops = on_any(stop_asked(), self.accelerator.device)
+            if self._is_due([self.training.checkpoint_interval]) or stops:
                 self.save("last")
-            if stop_asked() and self.state.step < self.last_step:
+            if stops and self.state.step < self.last_step:
                 return "interrupted"
         return "budget"
 
@@ -137,12 +141,13 @@ class TrainingLoop:
         restore_tensors(tensors, self.module, self.bare_optimizer)
 
     def save(self, name: str) -> None:
-        """Write the checkpoint `last` (keeping the one before it) or `best` (weights alone)."""
-        if not self.accelerator.is_main_process:
-            return
-        best = name == "best"
-        tensors = training_tensors(self.module, None if best else self.bare_optimizer)
-        save_checkpoint(self.material.folder.checkpoints / name, self.state, tensors, keep_previous=not best)
+        """Write the checkpoint `last` (keeping the one before it) or `best` (weights alone); it is there on return."""
+        writes, best = self.accelerator.is_main_process, name == "best"
+        if writes or self.material.sharded is not None:
+            tensors = training_tensors(self.module, None if best else self.bare_optimizer, writes)
+        if writes:
+            save_checkpoint(self.material.folder.checkpoints / name, self.state, tensors, keep_previous=not best)
+        self.accelerator.wait_for_everyone()
 
     @property
     def _intervals(self) -> list[int]:
@@ -157,12 +162,12 @@ class TrainingLoop:
         feed, stage = self.feed, self.stage
         done = self.state.step - self.state.stage_start
         set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
-        means = []
+        means: list[dict[str, Any]] = []
         for micro_batch in range(stage.accumulation):
             ids = feed.take()
             observed = self.work.observe(ids)
             last = micro_batch == stage.accumulation - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.step):
+            with nullcontext() if last else self.step.accumulating():
                 record = self.step(ids, observed)
                 self.accelerator.backward(record.loss * self.accelerator.num_processes / stage.tokens_per_step)
             means.append({"loss": record.loss.detach() / record.tokens, **record.means})
@@ -178,8 +183,9 @@ class TrainingLoop:
         )
 
     def _update(self, means: dict[str, Tensor]) -> None:
-        norm = self.accelerator.clip_grad_norm_(self.step.parameters(), self.training.clip_norm)
-        must_skip = self.guard.judge(norm, means.pop("loss"))
+        norm = self.step.clip(self.training.clip_norm)
+        # The norm is that of all processes already; a loss that is not finite on one of them must stop all.
+        must_skip = self.guard.judge(norm, self.accelerator.reduce(means.pop("loss"), "sum"))
         if self.accelerator.scaler is None:
             # A fused AdamW leaves weights, moments and step counts alone where found_inf is 1: no host sync.
             self.bare_optimizer.found_inf = must_skip  # type: ignore[attr-defined]
@@ -256,14 +262,16 @@ class TrainingLoop:
             roll_backs=self.state.roll_backs + 1,
         )
         self.guard.forget_row()
-        self.material.folder.cut_metrics(self.state.step)
+        if self.accelerator.is_main_process:
+            self.material.folder.cut_metrics(self.state.step)
         progress.say(
             f"loss or gradient non-finite several steps in a row: back to step {self.state.step} "
             f"(roll-back {self.state.roll_backs} of {MOST_ROLL_BACKS})"
         )
 
     def _evaluate(self, progress: ProgressLine) -> float:
-        result = student_perplexity(self.material.student, self.material.windows, self.training.rows)
+        material, rows = self.material, self.training.rows
+        result = self.step.look(student_perplexity, material.student, material.windows, rows)
         perplexity = self._evaluated = result.perplexity
         self._append_metrics(evaluation_perplexity=perplexity, evaluation_loss_nats=result.loss_nats)
         ratio = perplexity / self.material.teacher_perplexity
@@ -285,5 +293,5 @@ class TrainingLoop:
         return self.state.step - max(since, self.state.stage_start) >= stopping.patience_steps
 
     def _probe_densities(self) -> dict[str, float]:
-        ids = self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
-        return {name: float(entry.density) for name, entry in probe_spikes(self.material.student, ids).items()}
+        student, ids = self.material.student, self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
+        return self.step.look(lambda: {site: float(seen.density) for site, seen in probe_spikes(student, ids).items()})

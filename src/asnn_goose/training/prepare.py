@@ -16,6 +16,7 @@ from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import StreamRecorder, attention_records, block_ends
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
+from asnn_goose.training.distributed import from_main, is_main_process
 from asnn_goose.training.rows import PreparedText
 from asnn_goose.training.samples import held_out_beginnings
 from asnn_goose.training.stages import StagePlan
@@ -66,7 +67,8 @@ def measure_control(
     """Measure the perplexity of something that was not trained, on the run's windows, and keep it in the metrics."""
     with console.status(f"measuring the control {name}"):
         found = student_perplexity(student, material.windows, recipe.training.rows)
-    material.folder.append_metrics(step=0, control=name, control_perplexity=found.perplexity)
+    if is_main_process():
+        material.folder.append_metrics(step=0, control=name, control_perplexity=found.perplexity)
     ratio = found.perplexity / material.teacher_perplexity
     console.print(
         f"control {name.replace('_', ' ')}: perplexity {found.perplexity:,.2f}, {ratio:,.3g}x the teacher's",
@@ -102,11 +104,12 @@ def measured_teacher_perplexity(
     teacher: Teacher, windows: EvaluationWindows, folder: RunDirectory, console: Console
 ) -> float:
     """The teacher's perplexity on the run's windows, measured once a run and kept in its metrics."""
-    known = [line["teacher_perplexity"] for line in folder.metrics() if "teacher_perplexity" in line]
+    known = from_main([line["teacher_perplexity"] for line in folder.metrics() if "teacher_perplexity" in line])
     if known:
         return float(known[0])
     with console.status("measuring the teacher's perplexity"):
-        result = measure_perplexity(teacher.hidden_states_uncompiled, teacher.head, windows)
-    folder.append_metrics(step=0, teacher_perplexity=result.perplexity)
+        result = from_main(measure_perplexity(teacher.hidden_states_uncompiled, teacher.head, windows))
+    if is_main_process():
+        folder.append_metrics(step=0, teacher_perplexity=result.perplexity)
     console.print(f"teacher perplexity {result.perplexity:,.2f} ({windows.statement})", highlight=False)
     return result.perplexity

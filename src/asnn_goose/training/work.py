@@ -19,6 +19,7 @@ from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, run_mixer
 from asnn_goose.training.optimizer import build_optimizer
+from asnn_goose.training.sharding import ShardedStudent
 from asnn_goose.training.stages import StagePlan, copied_parameters, trained_parameters
 from asnn_goose.training.step import DistillationStep, TeacherView, channel_error
 
@@ -27,7 +28,8 @@ from asnn_goose.training.step import DistillationStep, TeacherView, channel_erro
 class RunMaterial:
     """What a run works on: models, evaluation text, beginnings of it to continue, and where it leaves its traces.
 
-    `stream` records the teacher's residual stream, if some stage compares hidden states.
+    `stream` records the teacher's residual stream, if some stage compares hidden states; `sharded` is the student's
+    root, if processes share its weights.
     """
 
     teacher: Teacher
@@ -37,6 +39,7 @@ class RunMaterial:
     folder: RunDirectory
     teacher_perplexity: float
     stream: StreamRecorder | None = None
+    sharded: ShardedStudent | None = None
 
 
 @dataclass(frozen=True)
