@@ -58,31 +58,34 @@ def distill(
 ) -> None:
     """Distill a teacher into a spiking student."""
     resolved = load_recipe(recipe, overrides or [])
-    name = recipe_name(recipe)
-    folder = _resumed_folder(name, out, resolved) if resume else None
-    if folder is not None and folder.is_finished:
-        _console().print(f"{folder.path} is finished already")
-        print_results(folder, _console())
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        folder, console = _run_folder(recipe, resolved, out, resume), _console()
+    else:
+        # Of several processes the main one alone makes the folder and speaks.
+        _quiet_libraries()
+        from asnn_goose.training.distributed import decided_by_main, main_console
+
+        folder = decided_by_main(lambda: _run_folder(recipe, resolved, out, resume))
+        console = main_console(_console())
+    if folder.is_finished:
+        console.print(f"{folder.path} is finished already")
+        print_results(folder, console)
         return
-    if folder is None:
-        path = out or default_run_path(RUNS_ROOT, name, datetime.now())
-        environment = {"recipe": name, **collect_environment(resolved.training.seed)}
-        folder = RunDirectory.create(path, recipe_yaml(resolved), environment)
     _quiet_libraries()
     from asnn_goose.training.distill import distill as run_distillation
 
-    _console().print(f"run folder {folder.path}", highlight=False)
+    console.print(f"run folder {folder.path}", highlight=False)
     try:
-        outcome = run_distillation(resolved, folder, _console())
+        outcome = run_distillation(resolved, folder, console)
     except GooseError:
-        if not resume:
+        if not resume and os.environ.get("RANK", "0") == "0":
             folder.discard_if_empty()
         raise
     if outcome.results is None:
         command = " ".join(["asnn-goose distill", recipe, *(overrides or []), "--out", str(folder.path), "--resume"])
-        _console().print(f"interrupted, state saved; go on with: {command}", highlight=False, soft_wrap=True)
+        console.print(f"interrupted, state saved; go on with: {command}", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    print_results(folder, _console())
+    print_results(folder, console)
 
 
 @app.command(epilog="Example: asnn-goose evaluate runs/quickstart-20260101-120000 --data book.txt --teacher smollm2")
@@ -223,7 +226,16 @@ def _console(stderr: bool = False) -> Console:
     return Console(stderr=stderr)
 
 
-def _resumed_folder(name: str, out: Path | None, resolved: Any) -> RunDirectory | None:
+def _run_folder(recipe: str, resolved: Any, out: Path | None, resume: bool) -> RunDirectory:
+    name = recipe_name(recipe)
+    if resume:
+        return _resumed_folder(name, out, resolved)
+    path = out or default_run_path(RUNS_ROOT, name, datetime.now())
+    environment = {"recipe": name, **collect_environment(resolved.training.seed)}
+    return RunDirectory.create(path, recipe_yaml(resolved), environment)
+
+
+def _resumed_folder(name: str, out: Path | None, resolved: Any) -> RunDirectory:
     if out is not None:
         folder = RunDirectory.open(out)
     else:

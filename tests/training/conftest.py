@@ -50,7 +50,9 @@ class ProcessPair:
     def do_together(self) -> None:
         """Have two processes do the jobs; what a failing one said is in the error."""
         (self.folder / "jobs.json").write_text(json.dumps([{**job, "port": free_port()} for job in self.jobs]))
-        shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        # Without a GPU even where there is one: two processes need two, or gloo.
+        shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
+                  "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
         with ExitStack() as opened, ThreadPoolExecutor(2) as waiting:
             said = [opened.enter_context((self.folder / f"said-{rank}.txt").open("w+")) for rank in range(2)]
             started = [
