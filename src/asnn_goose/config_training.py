@@ -113,7 +113,11 @@ class TrainingOptions(Section):
 
     @property
     def rows(self) -> int:
-        """`batch_size` as a number, which `auto` has become before a run trains."""
+        """`batch_size` as a number, which `auto` has become before a run trains.
+
+        Raises:
+            ValueError: It is still `auto`.
+        """
         if self.batch_size == "auto":
             raise ValueError("training.batch_size=auto has not been resolved")
         return self.batch_size

@@ -7,6 +7,8 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from asnn_goose.config import Recipe
+from asnn_goose.errors import MachineError
+from asnn_goose.training.distributed import from_main
 from asnn_goose.training.memory import peak_memory_bytes
 from asnn_goose.training.prepare import replaced_blocks, stage_batches
 from asnn_goose.training.rows import PreparedText
@@ -14,7 +16,7 @@ from asnn_goose.training.stages import plan_stages
 from asnn_goose.training.work import RunMaterial, StageWork, build_work
 
 MOST_TOKENS = 32_768
-"""Tokens a micro-batch holds at most: a GPU is busy from 16,384 on, and larger batches only take fewer steps."""
+"""Tokens a micro-batch holds at most: a larger one takes fewer steps of a budget in tokens, for little more speed."""
 MEMORY_SHARE = 0.85
 """Share of the GPU's memory that a step may take; the rest is for evaluation and fragmentation."""
 CPU_BATCH = 8
@@ -73,11 +75,11 @@ def resolve_batch_size(
     A stage that states no batch of its own gets so many rows that they hold as many tokens.
 
     Raises:
-        torch.OutOfMemoryError: One row does not fit.
+        MachineError: One row does not fit the GPU.
     """
     if recipe.training.batch_size != "auto":
         return recipe
-    known = [line["batch_size"] for line in material.folder.metrics() if "batch_size" in line]
+    known = from_main([line["batch_size"] for line in material.folder.metrics() if "batch_size" in line])
     if known:
         return with_batch_size(recipe, int(known[0]))
     rows = CPU_BATCH
@@ -117,7 +119,16 @@ def probed_batch(recipe: Recipe, material: RunMaterial, text: PreparedText, acce
     # What the optimizer will hold: two moments of each weight.
     room = int(MEMORY_SHARE * torch.cuda.get_device_properties(accelerator.device).total_memory) - 2 * trained
     ids = batches.batch(0)[:1, : recipe.training.window].to(accelerator.device)
-    return fitting_batch(lambda rows: _step_peak(work, ids.expand(rows, -1).contiguous(), accelerator), room, most)
+    try:
+        return fitting_batch(lambda rows: _step_peak(work, ids.expand(rows, -1).contiguous(), accelerator), room, most)
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            f"not even one row of {ids.shape[1]} tokens fits the GPU ({str(error).splitlines()[0]}): lower "
+            "training.window or objective.chunk_tokens, or set training.activation_checkpointing=true"
+        ) from error
+    finally:
+        # The run's own peak is measured from here on.
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
 
 
 def _step_peak(work: StageWork, ids: torch.Tensor, accelerator: Accelerator) -> int:
