@@ -159,7 +159,11 @@ def finished_run(small_recipe: Callable[..., Recipe], tmp_path_factory: pytest.T
 def failing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile as it is on a machine without a compiler: the first call raises, with a long text."""
 
-    def compiled(*_arguments: object, **_options: object) -> None:
-        raise RuntimeError("no C++ compiler\nand forty lines more")
+    class Compiled(torch.nn.Module):
+        """What torch.compile gives for a module as well as a function."""
 
-    monkeypatch.setattr(torch, "compile", lambda _module, dynamic=None: compiled)
+        def forward(self, *_arguments: object, **_options: object) -> None:
+            """Fail as late as torch.compile does."""
+            raise RuntimeError("no C++ compiler\nand forty lines more")
+
+    monkeypatch.setattr(torch, "compile", lambda _module, **_options: Compiled())

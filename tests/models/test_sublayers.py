@@ -4,7 +4,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from asnn_goose.models.anatomy import teacher_anatomy
-from asnn_goose.models.sublayers import StreamRecorder, attention_records, block_ends
+from asnn_goose.models.sublayers import attention_records, residual_stream
 
 
 @pytest.fixture
@@ -54,11 +54,9 @@ def test_the_stream_is_recorded_where_each_kept_block_ends(model, kept):
     ids = torch.arange(10).reshape(2, 5)
     # transformers lists the embeddings' output first, and the last entry after the final norm.
     expected = model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
-    recorder = StreamRecorder(block_ends(anatomy, kept))
-    final = model.base_model(input_ids=ids).last_hidden_state
-    states = recorder.take()
-    assert recorder.take() == ()
+    final, states = residual_stream(model.base_model, kept, ids)
     assert len(states) == len(kept)
+    assert not any(module._forward_pre_hooks for module in model.modules())
     for index, state in zip(kept[1:], states, strict=False):
         assert torch.equal(state, expected[index])
     torch.testing.assert_close(anatomy.final_norm(states[-1]), final)

@@ -150,6 +150,13 @@ def teacher_anatomy(model: PreTrainedModel, name: str) -> TeacherAnatomy:
     )
 
 
+def body_blocks(body: Any) -> tuple[Sequence[nn.Module], nn.Module]:
+    """The blocks of a supported transformer's body, first to last, and its final norm."""
+    if body.config.model_type == "gpt2":
+        return body.h, body.ln_f
+    return body.layers, body.norm
+
+
 def learned_positions(model: PreTrainedModel) -> int | None:
     """Tokens for which a model of any architecture has learned positions; None where it computes them."""
     # A model without learned or rotary positions, such as Bloom, states no limit.

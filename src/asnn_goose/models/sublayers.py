@@ -1,6 +1,6 @@
 """What a transformer computes on the way: its attention layer by layer, and its residual stream between blocks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from asnn_goose.models.anatomy import TeacherAnatomy, TeacherBlock
+from asnn_goose.models.anatomy import TeacherBlock, body_blocks
 from asnn_goose.models.teacher import body_hidden_states
 
 
@@ -29,40 +29,28 @@ class AttentionRecord:
     output: Float[Tensor, "batch time width"]
 
 
-class StreamRecorder:
-    """Keeps what a model's residual stream holds where given norms read it, in every forward pass from now on.
+def residual_stream(
+    body: nn.Module, kept: Sequence[int], input_ids: Int[Tensor, "batch time"]
+) -> tuple[Float[Tensor, "batch time width"], tuple[Float[Tensor, "batch time width"], ...]]:
+    """What a body's head reads, and its residual stream where each kept block's stretch ends.
 
-    Its hooks stay with the model, so that a form compiled later has them inside.
-
-    Args:
-        norms: The norms, in the order in which the model calls them.
+    A stretch reaches from a kept block to the next one, the last to the final norm. The hooks stand outside of blocks,
+    so that compiled ones do not see them.
     """
+    blocks, final_norm = body_blocks(body)
+    states: list[Tensor] = []
 
-    def __init__(self, norms: Sequence[nn.Module]) -> None:
-        self._states: list[Tensor | None] = [None] * len(norms)
-        for place, norm in enumerate(norms):
-            norm.register_forward_pre_hook(self._keeper(place))
+    def keep(module: nn.Module, given: Any) -> None:
+        """Keep what the module was given."""
+        states.append(given[0])
 
-    def take(self) -> tuple[Float[Tensor, "batch time width"], ...]:
-        """What the last forward pass left, and nothing kept of it afterwards."""
-        states = tuple(state for state in self._states if state is not None)
-        self._states[:] = [None] * len(self._states)
-        return states
-
-    def _keeper(self, place: int) -> Callable[[nn.Module, Any], None]:
-        states = self._states
-
-        def keep(module: nn.Module, given: Any) -> None:
-            """Keep what the norm was given."""
-            states[place] = given[0]
-
-        return keep
-
-
-def block_ends(anatomy: TeacherAnatomy, kept: Sequence[int]) -> tuple[nn.Module, ...]:
-    """For each kept block the norm that first reads what it leaves: that of the next kept one, or the final norm."""
-    following = [anatomy.blocks[index].mixer_norm for index in kept[1:]]
-    return (*following, anatomy.final_norm)
+    readers = [*(blocks[index] for index in kept[1:]), final_norm]
+    hooks = [reader.register_forward_pre_hook(keep) for reader in readers]
+    try:
+        return body_hidden_states(body, input_ids), tuple(states)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

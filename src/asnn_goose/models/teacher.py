@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asnn_goose.errors import TeacherError, VocabularyMismatchError
 from asnn_goose.kernels.head_chunks import LinearHead
-from asnn_goose.models.compiling import compile_or_fall_back
+from asnn_goose.models.causal import causal_by_itself
+from asnn_goose.models.compiling import CompiledForm, with_compiled_blocks
 from asnn_goose.models.loading import LoadedModel, load_causal_lm
 
 # A head that does more than a matrix product (a soft cap, a logit scale) differs far beyond rounding.
@@ -23,7 +24,7 @@ class Teacher:
 
     Attributes:
         model: The language model in evaluation mode.
-        body: What maps ids to the last hidden states; the model's own body, or its compiled form.
+        body: What maps ids to the last hidden states: the model's own body, and a compiled form if there is one.
         head: Output head.
         tokenizer: Its tokenizer.
         name: The name it was asked for by.
@@ -31,7 +32,7 @@ class Teacher:
     """
 
     model: PreTrainedModel
-    body: Any
+    body: CompiledForm[nn.Module]
     head: LinearHead
     tokenizer: PreTrainedTokenizerBase
     name: str
@@ -50,7 +51,7 @@ class Teacher:
     def hidden_states(self, input_ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         """Final hidden states, after the final norm: what the head multiplies."""
         with torch.inference_mode():
-            return body_hidden_states(self.body, input_ids)
+            return self.body.run(lambda body: body_hidden_states(body, input_ids))
 
     def hidden_states_uncompiled(self, input_ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         """The same from the model as it is: for shapes that come once, which would each be compiled anew."""
@@ -77,15 +78,15 @@ def load_teacher(
 def make_teacher(loaded: LoadedModel, compiled: bool = False) -> Teacher:
     """The teacher a loaded model makes, its head checked against its own logits."""
     head = output_head(loaded.model, loaded.name)
-    body: Any = loaded.model.base_model
-    if compiled:
-        body = compile_or_fall_back(body, "teacher", dynamic=False)
+    plain: nn.Module = loaded.model.base_model
+    body = with_compiled_blocks(plain, "teacher") if compiled else CompiledForm(plain, None, "teacher")
     return Teacher(loaded.model, body, head, loaded.tokenizer, loaded.name, loaded.vocabulary_hash)
 
 
 def body_hidden_states(body: Any, input_ids: Tensor) -> Tensor:
-    """Last hidden states of a transformers body, without building a cache."""
-    hidden: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
+    """Last hidden states of a transformers body for full rows, without building a cache."""
+    with causal_by_itself(body.config, input_ids.shape[1]):
+        hidden: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
     return hidden
 
 

@@ -13,7 +13,7 @@ from asnn_goose.models.build import build_student
 from asnn_goose.models.calibration import calibrate_from_attention
 from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import StreamRecorder, attention_records, block_ends
+from asnn_goose.models.sublayers import attention_records
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distributed import from_main, is_main_process
@@ -37,7 +37,7 @@ def prepare_material(
     student.to(accelerator.device).train()
     beginnings = held_out_beginnings(text.held_out, windows.rows, teacher.tokenizer, recipe.samples)
     perplexity = measured_teacher_perplexity(teacher, windows, folder, console)
-    return RunMaterial(teacher, student, windows, beginnings, folder, perplexity, recorded_stream(recipe, teacher))
+    return RunMaterial(teacher, student, windows, beginnings, folder, perplexity)
 
 
 def prepare_student(
@@ -89,15 +89,6 @@ def replaced_blocks(recipe: Recipe, teacher: Teacher) -> tuple[TeacherBlock, ...
         return ()
     blocks = teacher_anatomy(teacher.model, teacher.name).blocks
     return tuple(blocks[index] for index in kept_layers(recipe.student.keep_layers, len(blocks)))
-
-
-def recorded_stream(recipe: Recipe, teacher: Teacher) -> StreamRecorder | None:
-    """What records the teacher's residual stream where blocks of the student end; None where nothing compares it."""
-    if not recipe.follows_hidden_states or not isinstance(recipe.student, GooseStudent):
-        return None
-    anatomy = teacher_anatomy(teacher.model, teacher.name)
-    kept = kept_layers(recipe.student.keep_layers, len(anatomy.blocks))
-    return StreamRecorder(block_ends(anatomy, kept))
 
 
 def measured_teacher_perplexity(

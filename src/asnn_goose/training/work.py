@@ -1,20 +1,24 @@
 """What a run and each of its stages work with: models, rows, the differentiable step, the optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from asnn_goose.config import Recipe
+from asnn_goose.config_student import GooseStudent
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.evaluation.perplexity import EvaluationWindows
-from asnn_goose.models.anatomy import TeacherBlock
+from asnn_goose.models.anatomy import TeacherBlock, body_blocks
 from asnn_goose.models.block import recomputed, run_block
 from asnn_goose.models.compiling import compile_or_fall_back
+from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import StreamRecorder, attention_records
+from asnn_goose.models.sublayers import attention_records, residual_stream
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, run_mixer
@@ -28,8 +32,7 @@ from asnn_goose.training.step import DistillationStep, TeacherView, channel_erro
 class RunMaterial:
     """What a run works on: models, evaluation text, beginnings of it to continue, and where it leaves its traces.
 
-    `stream` records the teacher's residual stream, if some stage compares hidden states; `sharded` is the student's
-    root, if processes share its weights.
+    `sharded` is the student's root, if processes share its weights.
     """
 
     teacher: Teacher
@@ -38,7 +41,6 @@ class RunMaterial:
     beginnings: tuple[Tensor, ...]
     folder: RunDirectory
     teacher_perplexity: float
-    stream: StreamRecorder | None = None
     sharded: ShardedStudent | None = None
 
 
@@ -93,11 +95,28 @@ def build_work(
         student.model.block_runner = recomputed(runner) if recipe.training.activation_checkpointing else runner
         error = compile_or_fall_back(channel_error, "hidden states' error", dynamic=False) if compiled else None
         module = DistillationStep(student, teacher.head, plan.objective, error)
-        if plan.objective.hidden_alignment is not None and material.stream is None:
-            raise ValueError("hidden states are to be compared, but nothing records the teacher's")
-
-        def observe(ids: Tensor) -> Any:
-            """The teacher's hidden states, those between blocks too where they are recorded."""
-            return TeacherView(teacher.hidden_states(ids), material.stream.take() if material.stream else ())
+        follows = plan.objective.hidden_alignment is not None
+        observe = (
+            partial(observed_stream, teacher, stretches(recipe, teacher)) if follows else partial(observed, teacher)
+        )
 
     return StageWork(plan, batches, module, observe, build_optimizer(module, recipe.training, plan, copied))
+
+
+def observed(teacher: Teacher, ids: Tensor) -> TeacherView:
+    """What the teacher's head reads."""
+    return TeacherView(teacher.hidden_states(ids))
+
+
+def observed_stream(teacher: Teacher, kept: Sequence[int], ids: Tensor) -> TeacherView:
+    """What the teacher's head reads, and its residual stream where the stretches of its blocks end."""
+    with torch.inference_mode():
+        return TeacherView(*teacher.body.run(lambda body: residual_stream(body, kept, ids)))
+
+
+def stretches(recipe: Recipe, teacher: Teacher) -> list[int]:
+    """The teacher's blocks at which the stretches begin that the student's blocks stand for."""
+    if not isinstance(recipe.student, GooseStudent):
+        raise ValueError("hidden states are to be compared with a student whose blocks stand for no attention")
+    blocks, _ = body_blocks(teacher.model.base_model)
+    return kept_layers(recipe.student.keep_layers, len(blocks))
