@@ -1,203 +1,313 @@
-"""How fast a conversion trains: a whole step on random weights of SmolLM2-135M's shape, and its parts alone.
+"""How fast a student trains: whole steps as the training loop takes them, and their parts alone, on random weights.
 
-First each form's loss is checked against that of the float32 step on the same batch; gradients are held by the slow
-test of `tests/models/test_block.py`, for in bfloat16 random weights of 30 layers have chaotic ones. Then teacher,
-student and loss are timed, compiled and not, in the same run; the ratio is what compiling is worth. Weights are random,
-since speed does not depend on them. Exit code 1 if a loss is off; speed decides nothing.
+The forms go from torch alone, step by step, to everything that is fast: this package's kernels, compiled blocks, and
+micro-batches replayed as CUDA graphs. Each is checked first: its loss on one batch against that of the float32 step;
+gradients are held by tests, for in bfloat16 random weights of 30 layers have chaotic ones. Then all are timed in the
+same run; the ratio is to torch alone. Weights are random, since speed does not depend on them. `goose` converts a model
+of SmolLM2-135M's shape into one of the same size; `wkv` is v14.3, 74M taught by GPT-2. Exit code 1 if a loss is off;
+speed decides nothing.
 """
 
 import argparse
+import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from asnn_goose.config_student import GooseStudent, Spikes
-from asnn_goose.config_training import FixedTemperature, Objective
-from asnn_goose.kernels.kd_loss import LossBackend, distillation_sums
-from asnn_goose.models.block import run_block
+from asnn_goose.config import Recipe
+from asnn_goose.data.batches import BatchPlan
+from asnn_goose.data.feed import BatchFeed
+from asnn_goose.data.tokens import TokenRows
+from asnn_goose.kernels.kd_loss import distillation_sums
 from asnn_goose.models.build import build_student
-from asnn_goose.models.compiling import compile_or_fall_back
-from asnn_goose.models.loading import load_causal_lm
-from asnn_goose.models.teacher import Teacher, body_hidden_states, output_head
+from asnn_goose.models.loading import LoadedModel, load_causal_lm
+from asnn_goose.models.teacher import make_teacher
+from asnn_goose.spikes import encoder
 from asnn_goose.training import step as step_module
-from asnn_goose.training.step import DistillationStep, TeacherView
+from asnn_goose.training.distributed import ProcessStep
+from asnn_goose.training.guards import NonFiniteGuard
+from asnn_goose.training.prepare import replaced_blocks
+from asnn_goose.training.stages import plan_stages
+from asnn_goose.training.work import RunMaterial, build_work
 
 # On an H200 bfloat16 was off by 3.5e-4 with 30 layers.
 TOLERANCE = 5e-3
+# A block of steps is timed at once: the loop does not wait for the device after each.
+STEPS = 5
+SHAPES = {
+    "goose": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+              "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True},
+    "wkv": {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12},
+}  # fmt: skip
+STUDENTS: dict[str, dict[str, Any]] = {
+    "goose": {
+        "student": {"mixer": "goose"}, "spikes": {"amplitude": "none", "scale": "token"},
+        "objective": {"temperature": {"value": 1.0}},
+    },
+    "wkv": {
+        "student": {"mixer": "wkv"}, "spikes": {"amplitude": "scalar"},
+        "objective": {"temperature": {"value": 2.0}, "cross_entropy_weight": 0.5},
+    },
+}  # fmt: skip
+# What a kernel's name tells of its work, the first that fits.
+KINDS = {
+    "recurrence": (
+        "solve_",
+        "carry_",
+        "read_kernel",
+        "read_backward",
+        "gradients_",
+        "scan_kernel",
+        "reads_",
+        "writes_",
+    ),
+    "mixer inputs": ("site_", "mixer_", "convolution_", "taps_", "encode"),
+    "loss over the vocabulary": ("rows_kernel",),
+    "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "cublas"),
+    "teacher's attention": ("flash", "fmha", "attention", "sdpa"),
+    "optimizer": ("multi_tensor", "FusedAdam", "fused_adam"),
+    "elementwise, compiled": ("triton_",),
+}
 
 
-def random_teacher(device: str, layers: int, dtype: torch.dtype) -> Teacher:
-    """A Llama of SmolLM2-135M's shape with random weights."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+class Form(NamedTuple):
+    """One way to run a step."""
+
+    name: str
+    kernels: bool
+    compiled: bool
+    replayed: bool
+
+
+FORMS = (
+    Form("torch alone", False, False, False),
+    Form("kernels", True, False, False),
+    Form("kernels, compiled", True, True, False),
+    Form("kernels, compiled, replayed", True, True, True),
+)
+
+
+class Bench:
+    """Everything of a run but its text and its folder, in one form."""
+
+    def __init__(self, form: Form, options: argparse.Namespace) -> None:
+        cuda = torch.cuda.is_available()
+        self.accelerator = Accelerator(mixed_precision="bf16" if cuda else "no")
+        self.device, self.options = self.accelerator.device, options
+        recipe = recipe_of(form, options)
+        teacher = make_teacher(random_teacher(options, self.device), form.compiled)
+        student = build_student(recipe.student, recipe.spikes, teacher, 0).to(self.device)
+        material = RunMaterial(teacher, student, None, (), None, 1.0)  # type: ignore[arg-type]
+        tokens = np.random.default_rng(0).integers(0, len(teacher.head.weight), 200 * options.window, dtype=np.uint16)
+        rows = BatchPlan(TokenRows(tokens, options.window, options.window), options.batch, 0)
+        plan = plan_stages(recipe, 1)[0]
+        self.work = build_work(plan, recipe, material, replaced_blocks(recipe, teacher), rows)
+        self.step = ProcessStep(self.accelerator, self.work.module, self.work.optimizer, None, form.replayed and cuda)
+        self.feed = BatchFeed(rows, 0, self.device)
+        self.guard = NonFiniteGuard(self.device)
+        self.tokens = plan.tokens_per_step
+        self.ids = rows.batch(0).to(self.device)
+
+    def loss(self, exact: bool = False) -> float:
+        """Nats per token on one batch; `exact` in float32."""
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=not exact and on_gpu()):
+            record = self.work.module(self.ids, self.work.observe(self.ids))
+        return float(record.loss) / record.tokens
+
+    def take(self) -> None:
+        """One step as the loop takes it."""
+        means = self.step.micro_batch(self.feed.take(), self.work.observe, 1 / self.tokens, last=True)
+        norm = self.step.clip(1.0)
+        self.work.optimizer.found_inf = self.guard.judge(norm, means["loss"])  # type: ignore[attr-defined]
+        self.step.optimizer.step()
+        self.step.forget_gradients()
+
+    def steps(self) -> None:
+        """A block of steps."""
+        for _ in range(STEPS):
+            self.take()
+
+    def body(self) -> None:
+        """The student's body forward and backward, no loss."""
+        with self.accelerator.autocast():
+            self.work.module.student.model(input_ids=self.ids).last_hidden_state.float().sum().backward()
+        self.step.optimizer.zero_grad(set_to_none=True)
+
+    def update(self) -> None:
+        """Clipping and the optimizer alone, on the gradients that are there."""
+        self.step.clip(1.0)
+        self.step.optimizer.step()
+
+    def parts(self, repeats: int) -> dict[str, float]:
+        """Milliseconds of the teacher, the student's body, body and loss, and the update."""
+        observed = self.work.observe(self.ids)
+        found = {
+            "teacher": median_ms(partial(self.work.observe, self.ids), repeats),
+            "body": median_ms(self.body, repeats),
+            "body + loss": median_ms(partial(self.step._learn, 1.0, self.ids, observed), repeats),
+            "update": median_ms(self.update, repeats),
+        }
+        self.step.optimizer.zero_grad(set_to_none=True)
+        return found
+
+
+def recipe_of(form: Form, options: argparse.Namespace) -> Recipe:
+    """A recipe that trains so; its text is never read."""
+    parts = STUDENTS[options.student]
+    student = {**parts["student"], "backend": "auto" if form.kernels else "torch"}
+    alignment = {"hidden_alignment": {"weight": 2.0}} if options.hidden_alignment else {}
+    return Recipe.model_validate(
+        {
+            "teacher": {"name": "random", "compile": form.compiled},
+            "data": {"name": "pydoc"},
+            "student": student,
+            "spikes": parts["spikes"],
+            "objective": {**parts["objective"], **alignment, "chunk_tokens": options.chunk_tokens},
+            "training": {
+                "steps": 1000, "batch_size": options.batch, "window": options.window, "compile": form.compiled,
+                "activation_checkpointing": options.activation_checkpointing, "learning_rate": 1e-9,
+            },
+        }
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
-    tokenizer = load_causal_lm("pocket", torch.float32).tokenizer
-    return Teacher(model, model.base_model, output_head(model, "random"), tokenizer, "random", "")
 
 
-def one_step(step: DistillationStep, hidden: Callable[[Tensor], Tensor], ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Forward and backward of one batch; the loss in nats per token."""
-    seen = hidden(ids)
-    with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
-        record = step(ids, TeacherView(seen))
-    loss = record.loss / record.tokens
-    loss.backward()
-    return loss.detach()
+def random_teacher(options: argparse.Namespace, device: torch.device) -> LoadedModel:
+    """A teacher with random weights, as loaded."""
+    torch.manual_seed(0)
+    layers, shape = options.layers, SHAPES[options.student]
+    with device:
+        model = (
+            LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers or 30, **shape))
+            if options.student == "goose"
+            else GPT2LMHeadModel(GPT2Config(n_layer=layers or 12, **shape))
+        )
+    model = model.to(device, torch.bfloat16 if on_gpu() else torch.float32).eval().requires_grad_(False)
+    return LoadedModel(model, load_causal_lm("pocket", torch.float32).tokenizer, "random", "")
 
 
-def median_ms(action: Callable[[], object], repeats: int) -> float:
-    """Median time after two warm-ups."""
+@contextmanager
+def torch_alone(form: Form) -> Iterator[None]:
+    """Within it a form without kernels has no encoder and no loss of this package's own."""
+    if form.kernels:
+        yield
+        return
+    with (
+        mock.patch.dict(encoder.LEAST_WORTHWHILE, clear=True),
+        mock.patch.object(step_module, "distillation_sums", partial(distillation_sums, backend="torch")),
+    ):
+        yield
+
+
+def median_ms(action: Callable[[], object], repeats: int, warm_ups: int = 2) -> float:
+    """Median time after warm-ups."""
     times = []
-    for _ in range(repeats + 2):
-        _wait()
+    for _ in range(repeats + warm_ups):
+        wait()
         start = time.perf_counter()
         action()
-        _wait()
+        wait()
         times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[2:])
+    return statistics.median(times[warm_ups:])
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
+def on_gpu() -> bool:
+    """Whether there is one."""
+    return torch.cuda.is_available()
+
+
+def wait() -> None:
+    """Let the device finish."""
+    if on_gpu():
         torch.cuda.synchronize()
+
+
+def profile(bench: Bench, rows: int) -> list[Table]:
+    """Where a step's time on the device goes: by kind of work, and kernel by kernel."""
+    activities = [torch.profiler.ProfilerActivity.CUDA if on_gpu() else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiler:
+        bench.take()
+        wait()
+    field = "self_device_time_total" if on_gpu() else "self_cpu_time_total"
+    kernels = [(getattr(event, field) / 1e3, event.count, event.key) for event in profiler.key_averages()]
+    whole, by_kind = sum(ms for ms, _, _ in kernels), defaultdict(float)
+    for ms, _, name in kernels:
+        by_kind[next((kind for kind, marks in KINDS.items() if any(m in name for m in marks)), "other")] += ms
+    kinds = Table(title=f"a step by kind of work, {whole:.1f} ms")
+    listed = Table(title="the costliest kernels")
+    for table, columns in ((kinds, ("kind", "ms", "share")), (listed, ("kernel", "ms", "calls", "us each"))):
+        for column in columns:
+            table.add_column(column, justify="left" if column in ("kind", "kernel") else "right", no_wrap=True)
+    for kind, ms in sorted(by_kind.items(), key=lambda item: -item[1]):
+        kinds.add_row(kind, f"{ms:.1f}", f"{ms / whole:.0%}")
+    for ms, count, name in sorted(kernels, reverse=True)[:rows]:
+        listed.add_row(name[:100], f"{ms:.2f}", str(count), f"{ms / count * 1e3:.0f}")
+    return [kinds, listed]
 
 
 def parse_arguments() -> argparse.Namespace:
     """Sizes; the defaults are small enough for a CPU."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--student", choices=tuple(STUDENTS), default="goose", help="what is trained")
     parser.add_argument("--batch", type=int, default=2, help="rows")
     parser.add_argument("--window", type=int, default=256, help="tokens of a row")
-    parser.add_argument("--layers", type=int, default=2, help="layers of teacher and student; SmolLM2-135M has 30")
+    parser.add_argument("--layers", type=int, default=None, help="layers of the teacher; SmolLM2-135M has 30, GPT-2 12")
     parser.add_argument("--chunk-tokens", type=int, default=4096, help="tokens whose logits exist at one time")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs after two warm-ups")
-    parser.add_argument(
-        "--profile", type=int, default=0, help="print so many of the costliest operations of a fast step"
-    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs after warm-ups")
+    parser.add_argument("--forms", type=int, nargs="*", default=range(len(FORMS)), help="forms, by number from 0")
+    parser.add_argument("--hidden-alignment", action="store_true", help="also compare hidden states block by block")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="compute blocks again in the backward")
+    parser.add_argument("--parts", action="store_true", help="also time the parts of a step alone")
+    parser.add_argument("--profile", type=int, default=0, help="print so many of the last form's costliest kernels")
     return parser.parse_args()
-
-
-class Form(NamedTuple):
-    """One way to run a step: the teacher's body, what runs a block of the student, and what computes the loss."""
-
-    body: Callable[..., object]
-    runner: Callable[..., tuple[Tensor, dict[str, Tensor]]]
-    backend: LossBackend
-
-
-class Bench:
-    """Models, optimizer and one batch of random tokens."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        self.teacher = random_teacher(self.device, options.layers, self.dtype)
-        spikes = Spikes(amplitude="none", scale="token")
-        self.student = build_student(GooseStudent(mixer="goose"), spikes, self.teacher, 0).to(self.device)
-        objective = Objective(temperature=FixedTemperature(value=1.0), chunk_tokens=options.chunk_tokens)
-        self.step = DistillationStep(self.student, self.teacher.head, objective)
-        self.optimizer = torch.optim.AdamW(self.step.parameters(), lr=0.0, fused=True)
-        self.ids = torch.randint(0, 49152, (options.batch, options.window), device=self.device)
-
-    def seen(self, body: Callable[..., object]) -> Tensor:
-        """The teacher's hidden states."""
-        with torch.inference_mode():
-            return body_hidden_states(body, self.ids)
-
-    def take(self, form: Form) -> None:
-        """Run blocks and loss in this form from now on."""
-        self.student.model.block_runner = form.runner
-        step_module.distillation_sums = partial(distillation_sums, backend=form.backend)
-
-    def forward_backward(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The loss in nats per token, its gradients left with the weights."""
-        return one_step(self.step, lambda _: hidden, self.ids, dtype or self.dtype)
-
-    def body_alone(self) -> None:
-        """The student's body forward and backward, no loss."""
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            self.student.model(input_ids=self.ids).last_hidden_state.float().sum().backward()
-
-    def whole(self, form: Form) -> None:
-        """Everything of a step but reading the data."""
-        self.forward_backward(self.seen(form.body))
-        torch.nn.utils.clip_grad_norm_(self.step.parameters(), 1.0)
-        self.update()
-
-    def update(self) -> None:
-        """The optimizer alone."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def parts(self, form: Form, repeats: int) -> tuple[float, ...]:
-        """Milliseconds of teacher, student's body, both with the loss, the update, and a whole step."""
-        hidden = self.seen(form.body)
-        self.forward_backward(hidden)
-        timed = (
-            partial(self.seen, form.body),
-            self.body_alone,
-            partial(self.forward_backward, hidden),
-            self.optimizer.step,
-            partial(self.whole, form),
-        )
-        return tuple(median_ms(action, repeats) for action in timed)
-
-    def profile(self, form: Form, rows: int) -> str:
-        """The costliest operations of a step, by time on the device."""
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities[: 2 if self.device == "cuda" else 1]) as profiler:
-            self.whole(form)
-            _wait()
-        key = "self_cuda_time_total" if self.device == "cuda" else "self_cpu_time_total"
-        table: str = profiler.key_averages().table(sort_by=key, row_limit=rows, max_name_column_width=60)
-        return table
 
 
 def main() -> int:
     """Check, time, print."""
     options = parse_arguments()
-    bench = Bench(options)
-    eager = Form(bench.teacher.model.base_model, run_block, "torch")
-    compiled = Form(
-        compile_or_fall_back(bench.teacher.model.base_model, "teacher", dynamic=False),
-        compile_or_fall_back(run_block, "student", dynamic=False), "torch",
-    )  # fmt: skip
-    forms = {"as written": eager, "compiled": compiled}
-    if bench.device == "cuda":
-        forms["compiled, Triton loss"] = compiled._replace(backend="triton")
-    name = torch.cuda.get_device_name() if bench.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    table = Table(title=f"a step of {options.batch} x {options.window}, {options.layers} layers, ms, {name}")
-    columns = ("form", "teacher", "body", "body + loss", "update", "whole step", "tokens/s", "times faster", "off by")
-    for column in columns:
+    console = Console(width=140)
+    name = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
+    table = Table(title=f"a step of {options.batch} x {options.window}, {options.student} student, {name}")
+    parts = ("teacher", "body", "body + loss", "update") if options.parts else ()
+    for column in ("form", *parts, "step, ms", "tokens/s", "times faster", "peak GB", "loss off by"):
         table.add_column(column, justify="left" if column == "form" else "right")
-    bench.take(eager)
-    expected = float(bench.forward_backward(bench.seen(eager.body), torch.float32))
-    bench.step.zero_grad(set_to_none=True)
-    worst, slowest = 0.0, 0.0
-    for label, form in forms.items():
-        bench.take(form)
+    expected, slowest, worst = 0.0, 0.0, 0.0
+    for form in (FORMS[number] for number in options.forms):
         start = time.perf_counter()
-        off = abs(float(bench.forward_backward(bench.seen(form.body))) - expected) / expected
-        print(f"{label}: first step {time.perf_counter() - start:.1f} s, loss off by {off:.1e}", flush=True)
-        times = bench.parts(form, options.repeats)
-        slowest, worst = slowest or times[-1], max(worst, off)
-        speed, cells = bench.ids.numel() / times[-1] * 1e3, [f"{part:.1f}" for part in times]
-        print(f"{label}: {', '.join(cells)} ms, {speed:,.0f} tokens/s", flush=True)
-        table.add_row(label, *cells, f"{speed:,.0f}", f"{slowest / times[-1]:.2f}", f"{off:.1e}")
-    Console(width=130).print(table)
-    if options.profile:
-        print(bench.profile(form, options.profile))
+        with torch_alone(form):
+            bench = Bench(form, options)
+            expected = expected or bench.loss(exact=True)
+            off = abs(bench.loss() - expected) / expected
+            cells = [f"{ms:.1f}" for ms in bench.parts(options.repeats).values()] if parts else []
+            step_ms = median_ms(bench.steps, options.repeats) / STEPS
+            peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu() else 0.0
+        slowest, worst = slowest or step_ms, max(worst, off)
+        speed = f"{bench.tokens / step_ms * 1e3:,.0f}"
+        table.add_row(
+            form.name, *cells, f"{step_ms:.1f}", speed, f"{slowest / step_ms:.2f}", f"{peak:.1f}", f"{off:.1e}"
+        )
+        spent = time.perf_counter() - start
+        console.print(f"{form.name}: {step_ms:.1f} ms, {speed} tokens/s, off by {off:.1e} ({spent:.0f} s in all)")
+        if options.profile and form is FORMS[list(options.forms)[-1]]:
+            console.print(*profile(bench, options.profile), sep="\n")
+        del bench
+        gc.collect()
+        if on_gpu():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    console.print(table)
     return 0 if worst <= TOLERANCE else 1
 
 

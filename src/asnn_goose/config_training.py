@@ -90,6 +90,8 @@ class TrainingOptions(Section):
     """auto times bf16 and fp32 once and takes the faster."""
     compile: bool = False
     """Compile the student with torch.compile; where that fails it runs uncompiled and says so."""
+    cuda_graphs: bool = False
+    """On a GPU, record a micro-batch once and replay it: Python launches nothing any more, which small batches feel."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Of several processes, each holds the whole student (none), or a share of its weights and moments (fsdp2)."""
     activation_checkpointing: bool = False
@@ -110,6 +112,15 @@ class TrainingOptions(Section):
     """Null trains the whole budget."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(default=(), strict=False)
     """Experiment trackers, each from its own package."""
+
+    @model_validator(mode="after")
+    def _weights_stay_in_place(self) -> "TrainingOptions":
+        if self.cuda_graphs and self.sharding != "none":
+            raise ValueError(
+                f"training.cuda_graphs replays work on weights where they are, and training.sharding={self.sharding} "
+                "moves them: set one of the two"
+            )
+        return self
 
     @property
     def rows(self) -> int:

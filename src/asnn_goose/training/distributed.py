@@ -6,9 +6,10 @@ shards (`sharding.py`).
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from io import StringIO
 from typing import Any, TypeVar, cast
 
@@ -21,6 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import AdamW
 
 from asnn_goose.errors import CheckpointError, ConfigError, GooseError
+from asnn_goose.training.replay import ReplayedMicroBatch
 from asnn_goose.training.sharding import ShardedStudent, clip_shards, part_groups, reshard, without_averaging
 from asnn_goose.training.stages import StagePlan
 from asnn_goose.training.step import StepRecord
@@ -134,14 +136,31 @@ class ProcessStep:
         module: The step, on the student itself.
         optimizer: Over the step's weights.
         sharded: The student's root if it is sharded.
+        replays: Whether micro-batches are recorded and replayed. DDP is left out then, since its hooks cannot be
+            recorded: gradients are averaged once a step, when all are there.
+
+    Raises:
+        ConfigError: Replays in fp16, whose gradient scaler chooses its scale on the way.
     """
 
     def __init__(
-        self, accelerator: Accelerator, module: nn.Module, optimizer: AdamW, sharded: ShardedStudent | None
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: AdamW,
+        sharded: ShardedStudent | None,
+        replays: bool = False,
     ) -> None:
-        self.accelerator, self.module, self.sharded = accelerator, module, sharded
+        self.accelerator, self.module, self.sharded, self.replays = accelerator, module, sharded, replays
         self.wrapped: Any = sharded
-        if sharded is None:
+        self._replayed: ReplayedMicroBatch | None = None
+        if replays:
+            if accelerator.scaler is not None:
+                raise ConfigError("training.cuda_graphs does not go with fp16: use training.precision=bf16 or fp32")
+            for parameter in module.parameters() if accelerator.num_processes > 1 else ():
+                distributed.broadcast(parameter.detach(), src=0)
+            self.wrapped, self.optimizer = module, accelerator.prepare(optimizer)
+        elif sharded is None:
             if accelerator.num_processes > 1:
                 # Blocks are compiled one by one: nothing is left to be split so that gradients leave early.
                 torch._dynamo.config.optimize_ddp = False
@@ -152,10 +171,38 @@ class ProcessStep:
 
     def __call__(self, *arguments: Any) -> StepRecord:
         """The step's record of one micro-batch of this process."""
-        if self.sharded is None:
+        if self.sharded is None and not self.replays:
             return cast(StepRecord, self.wrapped(*arguments))
         with self.accelerator.autocast():
-            return cast(StepRecord, self.wrapped(self.module, *arguments))
+            return cast(StepRecord, self.wrapped(*(() if self.replays else (self.module,)), *arguments))
+
+    def micro_batch(
+        self, ids: Tensor, observe: Callable[[Tensor], Any], factor: float, last: bool
+    ) -> dict[str, Tensor]:
+        """Add the gradients of factor * loss on these rows to those before; gives the means over their tokens.
+
+        With the `last` micro-batch of a step gradients are averaged over processes, at the latest by `clip`.
+        """
+        if self.replays:
+            if self._replayed is None:
+                weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+                self._replayed = ReplayedMicroBatch(observe, partial(self._learn, factor), weights)
+            return self._replayed(ids)
+        observed = observe(ids)
+        with nullcontext() if last else self.accumulating():
+            return self._learn(factor, ids, observed)
+
+    def _learn(self, factor: float, ids: Tensor, observed: Any) -> dict[str, Tensor]:
+        record = self(ids, observed)
+        self.accelerator.backward(record.loss * factor)
+        return {"loss": record.loss.detach() / record.tokens, **record.means}
+
+    def forget_gradients(self) -> None:
+        """Make ready for the next step."""
+        if self._replayed is not None and self._replayed.gradients is not None:
+            self._replayed.gradients.zero()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def accumulating(self) -> AbstractContextManager[None]:
         """Within it, gradients are summed on each process and not yet averaged."""
@@ -165,6 +212,9 @@ class ProcessStep:
 
     def clip(self, limit: float) -> Tensor:
         """Scale the gradients down to a norm of at most `limit`; returns their norm before, over all weights."""
+        if self._replayed is not None and self._replayed.gradients is not None and self.accelerator.num_processes > 1:
+            distributed.all_reduce(self._replayed.gradients.flat)
+            self._replayed.gradients.flat /= self.accelerator.num_processes
         if self.sharded is None:
             return cast(Tensor, self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit))
         return clip_shards(self.module.parameters(), limit)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -63,7 +62,8 @@ class TrainingLoop:
         self.work, self.module, self.stage = work, work.module, work.plan
         # Of the stage before nothing may stay with accelerate: it would step and wrap both.
         accelerator.free_memory()
-        self.step = ProcessStep(accelerator, work.module, work.optimizer, material.sharded)
+        replays = training.cuda_graphs and accelerator.device.type == "cuda"
+        self.step = ProcessStep(accelerator, work.module, work.optimizer, material.sharded, replays)
         self.optimizer = self.step.optimizer
         self.guard = NonFiniteGuard(accelerator.device)
         self.guard.skipped += state.skipped
@@ -162,15 +162,11 @@ class TrainingLoop:
         feed, stage = self.feed, self.stage
         done = self.state.step - self.state.stage_start
         set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
-        means: list[dict[str, Any]] = []
-        for micro_batch in range(stage.accumulation):
-            ids = feed.take()
-            observed = self.work.observe(ids)
-            last = micro_batch == stage.accumulation - 1
-            with nullcontext() if last else self.step.accumulating():
-                record = self.step(ids, observed)
-                self.accelerator.backward(record.loss * self.accelerator.num_processes / stage.tokens_per_step)
-            means.append({"loss": record.loss.detach() / record.tokens, **record.means})
+        factor, batches = self.accelerator.num_processes / stage.tokens_per_step, stage.accumulation
+        means: list[dict[str, Any]] = [
+            self.step.micro_batch(feed.take(), self.work.observe, factor, last=number == batches)
+            for number in range(1, batches + 1)
+        ]
         self._update({name: sum(part[name] for part in means).double() / len(means) for name in means[0]})
         seconds = self.state.seconds + time.perf_counter() - started
         self.state = replace(
@@ -190,7 +186,7 @@ class TrainingLoop:
             # A fused AdamW leaves weights, moments and step counts alone where found_inf is 1: no host sync.
             self.bare_optimizer.found_inf = must_skip  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.step.forget_gradients()
         figures = {**means, "gradient_norm": norm.double(), "clip_rate": (norm > self.training.clip_norm).double()}
         for name, figure in figures.items():
             kept = torch.where(must_skip.bool().squeeze(), torch.zeros_like(figure), figure)
@@ -198,7 +194,10 @@ class TrainingLoop:
         self._logged_steps += 1
 
     def _log(self, progress: ProgressLine) -> None:
+        started = time.perf_counter()
         reading = self.guard.read()
+        # The device is done only now: steps that were merely asked for took no time yet.
+        self.state = replace(self.state, seconds=self.state.seconds + time.perf_counter() - started)
         newly_skipped = reading.skipped - self.state.skipped
         finite_steps = max(self._logged_steps - newly_skipped, 1)
         # A skipped step is not a step done: the budget and the schedule move back by it.

@@ -1,0 +1,114 @@
+"""A micro-batch's work on a GPU, recorded once as CUDA graphs and then replayed: no launches, no Python in between.
+
+Uncompiled or compiled, thirty blocks forward and backward are some thousand kernels, which Python launches more slowly
+than an H200 runs them. A replay is one launch, and reads and writes the same addresses every time.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+WARM_UPS = 3
+"""Micro-batches that run as written before one is recorded: what compiles and allocates must have done so."""
+ALIGNMENT = 32
+"""Gradients begin at multiples of so many numbers, as allocations of their own would."""
+
+Found = TypeVar("Found")
+Means = dict[str, Tensor]
+
+
+class Recording(Generic[Found]):
+    """Work whose kernels were recorded, not run; to call it is to run them, the results at the same place each time."""
+
+    def __init__(self, work: Callable[[], Found]) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        # Elsewhere a thread goes on pinning batches, which a stricter mode would forbid it.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.found = work()
+
+    def __call__(self) -> Found:
+        """Run it."""
+        self.graph.replay()
+        return self.found
+
+
+class FlatGradients:
+    """The gradients of weights that have one, side by side in one tensor that stays where it is.
+
+    Args:
+        parameters: The weights; they keep what gradients they have.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
+        sizes = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
+        first = self.parameters[0]
+        self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        for parameter, room in zip(self.parameters, self.flat.split(sizes), strict=True):
+            place = room[: parameter.numel()].view_as(parameter)
+            if parameter.grad is not None:
+                place.copy_(parameter.grad)
+            parameter.grad = place
+
+    def zero(self) -> None:
+        """Forget all of them, leaving them where they are."""
+        self.flat.zero_()
+
+
+class ReplayedMicroBatch:
+    """Forward and backward of micro-batches of one shape, recorded after a few and then replayed.
+
+    If recording fails it says so once and goes on as written.
+
+    Args:
+        observe: What the step sees of the teacher on token ids.
+        learn: Forward and backward, which adds to the weights' gradients; gives means.
+        parameters: The step's weights, all of one dtype.
+    """
+
+    def __init__(
+        self, observe: Callable[[Tensor], Any], learn: Callable[[Tensor, Any], Means], parameters: list[nn.Parameter]
+    ) -> None:
+        self.observe, self.learn, self.parameters = observe, learn, parameters
+        self.gradients: FlatGradients | None = None
+        self._taken, self._failed = 0, False
+        self._ids: Tensor | None = None
+        self._recordings: tuple[Recording[Any], Recording[Means]] | None = None
+
+    def __call__(self, ids: Tensor) -> Means:
+        """The micro-batch's means, its gradients added to those before."""
+        self._taken += 1
+        if self._taken > WARM_UPS and self._recordings is None and not self._failed:
+            self._record(ids)
+        if self._recordings is None or self._ids is None:
+            means = self.learn(ids, self.observe(ids))
+            self._settle_gradients()
+            return means
+        self._ids.copy_(ids)
+        for recording in self._recordings:
+            recording()
+        # The next micro-batch of the same step overwrites what this one found.
+        return {name: mean.clone() for name, mean in self._recordings[1].found.items()}
+
+    def _settle_gradients(self) -> None:
+        """Give the gradients their place, once it is known which weights have one."""
+        known = set() if self.gradients is None else set(self.gradients.parameters)
+        if any(parameter.grad is not None and parameter not in known for parameter in self.parameters):
+            self.gradients = FlatGradients(self.parameters)
+
+    def _record(self, ids: Tensor) -> None:
+        kept = ids.clone()
+        try:
+            seen = Recording(lambda: self.observe(kept))
+            learned = Recording(lambda: self.learn(kept, seen.found))
+        except RuntimeError as error:
+            self._failed = True
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            logger.warning("training.cuda_graphs: a micro-batch could not be recorded (%s); it runs as written", reason)
+            return
+        self._ids, self._recordings = kept, (seen, learned)
