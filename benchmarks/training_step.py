@@ -110,6 +110,7 @@ class Bench:
         recipe = recipe_of(form, options)
         teacher = make_teacher(random_teacher(options, self.device), form.compiled)
         student = build_student(recipe.student, recipe.spikes, teacher, 0).to(self.device)
+        self.student = student
         material = RunMaterial(teacher, student, None, (), None, 1.0)  # type: ignore[arg-type]
         tokens = np.random.default_rng(0).integers(0, len(teacher.head.weight), 200 * options.window, dtype=np.uint16)
         rows = BatchPlan(TokenRows(tokens, options.window, options.window), options.batch, 0)
@@ -143,7 +144,7 @@ class Bench:
     def body(self) -> None:
         """The student's body forward and backward, no loss."""
         with self.accelerator.autocast():
-            self.work.module.student.model(input_ids=self.ids).last_hidden_state.float().sum().backward()
+            self.student.model(input_ids=self.ids).last_hidden_state.float().sum().backward()
         self.step.optimizer.zero_grad(set_to_none=True)
 
     def update(self) -> None:
@@ -242,7 +243,8 @@ def profile(bench: Bench, rows: int) -> list[Table]:
         wait()
     field = "self_device_time_total" if on_gpu() else "self_cpu_time_total"
     kernels = [(getattr(event, field) / 1e3, event.count, event.key) for event in profiler.key_averages()]
-    whole, by_kind = sum(ms for ms, _, _ in kernels), defaultdict(float)
+    whole = sum(ms for ms, _, _ in kernels)
+    by_kind: dict[str, float] = defaultdict(float)
     for ms, _, name in kernels:
         by_kind[next((kind for kind, marks in KINDS.items() if any(m in name for m in marks)), "other")] += ms
     kinds = Table(title=f"a step by kind of work, {whole:.1f} ms")

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from asnn_goose.kernels import head_chunks
 from asnn_goose.kernels.head_chunks import ChunkResult, ChunkSpace, HeadLoss, LinearHead, chunks, head_loss
 
 TOKENS, WIDTH, VOCABULARY = 7, 3, 5
@@ -16,6 +17,16 @@ def square_rule(space):
     return rule
 
 
+def square_in_place_rule(space):
+    """The same, which uses up the logits."""
+
+    def rule(rows, student, teacher):
+        loss, slope = student.square().sum(), student.sum()
+        return ChunkResult(loss, student.new_tensor([len(student)]), student.mul_(2), slope)
+
+    return rule
+
+
 def made(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
 
@@ -25,14 +36,17 @@ def test_chunks_cover_every_token_once():
     assert chunks(0, 3) == []
 
 
-def test_a_rules_gradients_are_those_of_its_loss_for_any_chunk():
+@pytest.mark.parametrize("words", [VOCABULARY, 16])
+@pytest.mark.parametrize("rule", [square_rule, square_in_place_rule])
+def test_a_rules_gradients_are_those_of_its_loss_for_any_chunk_and_vocabulary(rule, words, monkeypatch):
+    monkeypatch.setattr(head_chunks, "filled_up", lambda vocabulary, device: words)
     hidden, weight, bias = made(TOKENS, WIDTH), made(VOCABULARY, WIDTH).t().contiguous().t(), made(VOCABULARY)
     leaves = [part.requires_grad_() for part in (hidden, weight, bias)]
     heat = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     dense = (hidden @ weight.T + bias).square().sum()
     expected = [dense, *torch.autograd.grad(3 * dense, leaves)]
     for size in (1, 3, 64):
-        how = HeadLoss(torch.ones(TOKENS, 1, dtype=torch.bool), size, None, square_rule, 1)
+        how = HeadLoss(torch.ones(TOKENS, 1, dtype=torch.bool), size, None, rule, 1)
         loss, figures = head_loss(hidden, LinearHead(weight, bias), None, heat, how)
         *found, slope = torch.autograd.grad(3 * loss, [*leaves, heat])
         for value, truth in zip((loss, *found), expected, strict=True):

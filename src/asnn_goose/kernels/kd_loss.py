@@ -29,6 +29,7 @@ from asnn_goose.kernels.head_chunks import (
     Rule,
     chunks,
     fill_logits,
+    filled_up,
     head_loss,
     operands,
     statistics_dtype,
@@ -150,8 +151,8 @@ def cross_entropy_sums(
     losses = torch.zeros_like(labels, dtype=statistics_dtype(hidden, head))
     with torch.autocast(hidden.device.type, enabled=False):
         given = operands(hidden, head, scored, matmul_dtype)
-        logits = losses.new_empty(min(chunk_tokens, len(losses)), len(head.weight))
-        log_softmax = torch.empty_like(logits)
+        words = filled_up(len(head.weight), losses.device)
+        logits, log_softmax = losses.new_empty(2, min(chunk_tokens, len(losses)), words)[..., : len(head.weight)]
         for rows in chunks(len(losses), chunk_tokens):
             size = rows.stop - rows.start
             fill_logits(logits[:size], given, rows)
