@@ -126,11 +126,11 @@ class Bench:
         """Nats per token on one batch; `exact` in float32."""
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=not exact and on_gpu()):
             record = self.work.module(self.ids, self.work.observe(self.ids))
-        return float(record.loss) / record.tokens
+        return float(record.loss) / int(record.tokens)
 
     def take(self) -> None:
         """One step as the loop takes it."""
-        means = self.step.micro_batch(self.feed.take(), self.work.observe, 1 / self.tokens, last=True)
+        means = self.step.micro_batch(self.feed.take(), self.work, 1 / self.tokens, last=True)
         norm = self.step.clip(1.0)
         self.work.optimizer.found_inf = self.guard.judge(norm, means["loss"])  # type: ignore[attr-defined]
         self.step.optimizer.step()

@@ -23,6 +23,9 @@ class Teacher(Section):
     """Number type of the teacher's weights; auto takes bfloat16 where this machine runs it faster."""
     compile: bool = False
     """Compile the teacher with torch.compile; where that fails it runs uncompiled and says so."""
+    hidden_cache: bool = False
+    """Keep the teacher's last hidden states of every row that predictions are distilled on: later epochs need no more
+    than its head. Takes as many numbers as tokens times the teacher's width."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Expected SHA-256 of a .gguf file; another file is refused."""
 
@@ -68,6 +71,15 @@ class Recipe(Section):
                     f"stages.{place}.part_weights={list(weights)}: give one weight for each of data.parts ({parts}), "
                     f"0 or at least 1/{BLOCK_ROWS} of their sum, and not 0 for all"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_cached_suffices(self) -> "Recipe":
+        if self.teacher.hidden_cache and self.follows_hidden_states:
+            raise ValueError(
+                "teacher.hidden_cache=true keeps what the teacher's head reads, and objective.hidden_alignment "
+                "compares what stands between its blocks: drop one of the two"
+            )
         return self
 
     @model_validator(mode="after")

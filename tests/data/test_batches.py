@@ -120,3 +120,13 @@ def test_parts_of_one_size_do_not_go_in_step(rows: TokenRows) -> None:
     taken = rows_taken(BatchPlan(MixedRows((rows, other), (1.0, 1.0)), batch_size=4, seed=0), 20)
     orders = [[row - first for row in taken if first <= row < first + 100][:ROWS] for first in (0, 100)]
     assert orders[0] != orders[1]
+
+
+def test_a_batch_is_its_numbered_rows():
+    parts = tuple(TokenRows(np.arange(start, start + 40, dtype=np.uint16), 4, 4) for start in (0, 100, 200))
+    plan = BatchPlan(MixedRows(parts, (1.0, 2.0, 1.0)), batch_size=8, seed=3)
+    every_row = np.concatenate([part.take(np.arange(len(part))) for part in parts])
+    for cursor in (0, 8, 64):
+        assert plan.batch(cursor).tolist() == every_row[plan.row_numbers(cursor)].tolist()
+    single = BatchPlan(parts[1], batch_size=3, seed=3, processes=2, rank=1)
+    assert single.batch(6).tolist() == parts[1].take(single.row_numbers(6)).tolist()

@@ -20,7 +20,9 @@ def plan():
 def test_a_feed_gives_the_plans_batches_in_order_from_any_cursor(plan, workers):
     feed, cursor = BatchFeed(plan, 12, CPU, workers), 12
     for _ in range(20):
-        assert torch.equal(feed.take(), plan.batch(cursor))
+        found = feed.take()
+        assert torch.equal(found.ids, plan.batch(cursor))
+        assert found.numbers.tolist() == plan.row_numbers(cursor).tolist()
         cursor = plan.advance(cursor)
         assert feed.rows_seen == cursor
 
@@ -28,7 +30,7 @@ def test_a_feed_gives_the_plans_batches_in_order_from_any_cursor(plan, workers):
 def test_a_feed_goes_on_over_the_borders_of_epochs(plan):
     feed = BatchFeed(plan, 0, CPU)
     taken = [feed.take() for _ in range(40)]
-    assert torch.equal(taken[39], plan.batch(39 * 6))
+    assert torch.equal(taken[39].ids, plan.batch(39 * 6))
 
 
 def test_a_feed_leaves_the_global_generator_alone(plan):
@@ -40,6 +42,6 @@ def test_a_feed_leaves_the_global_generator_alone(plan):
 @pytest.mark.gpu
 def test_batches_arrive_on_the_gpu(plan):
     feed = BatchFeed(plan, 0, torch.device("cuda"))
-    found = feed.take()
+    found = feed.take().ids
     assert found.is_cuda
     assert torch.equal(found.cpu(), plan.batch(0))

@@ -3,11 +3,16 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from asnn_goose.data.feed import Batch
 from asnn_goose.training import replay
+from asnn_goose.training.hidden_cache import HiddenCache
 from asnn_goose.training.replay import WARM_UPS, FlatGradients, Recording, ReplayedMicroBatch
+from asnn_goose.training.step import TeacherView
+from asnn_goose.training.work import StageWork
 
-BATCHES = WARM_UPS + 4
+BATCHES, ROWS = WARM_UPS + 7, 4
 # The same float32 sums in the same order; a GPU may choose another product for a recorded call.
 TOLERANCE = {"cpu": 0.0, "cuda": 1e-5}
 
@@ -24,14 +29,18 @@ class Rerun:
             parameter.grad.copy_(gradient)
 
     def __call__(self):
-        found = self.work()
-        for name, tensor in found.items():
-            self.found[name].copy_(tensor)
+        for place, tensor in zip(tree_leaves(self.found), tree_leaves(self.work()), strict=True):
+            place.copy_(tensor)
         return self.found
 
 
-class Seen(dict):
-    """What a teacher shows."""
+class Work:
+    """What a stage works with, as far as a micro-batch needs it."""
+
+    see = StageWork.see
+
+    def __init__(self, observe, cache=None):
+        self.observe, self.cache = observe, cache
 
 
 def network(device):
@@ -45,10 +54,10 @@ def work_of(modules, teacher):
 
     def observe(ids):
         with torch.no_grad():
-            return Seen(target=teacher["out"](teacher["table"](ids)))
+            return TeacherView(teacher["out"](teacher["table"](ids)))
 
     def learn(ids, seen):
-        loss = (modules["out"](modules["table"](ids)) - seen["target"]).square().mean()
+        loss = (modules["out"](modules["table"](ids)) - seen.hidden).square().mean()
         loss.backward()
         return {"loss": loss.detach()}
 
@@ -57,15 +66,17 @@ def work_of(modules, teacher):
 
 def batches(device):
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 20, (3, 5), generator=generator).to(device) for _ in range(BATCHES)]
+    rows = torch.randint(0, 20, (ROWS, 5), generator=generator).to(device)
+    choices = [torch.randint(0, ROWS, (3,), generator=generator) for _ in range(BATCHES)]
+    return [Batch(rows[chosen], chosen.numpy()) for chosen in choices]
 
 
 def trained(device, step_of, modules, accumulation):
     """The means of each micro-batch, and the weights after steps of plain gradient descent."""
     step, weights = step_of(modules), list(modules.parameters())
     means = []
-    for number, ids in enumerate(batches(device)):
-        means.append(step(ids)["loss"])
+    for number, batch in enumerate(batches(device)):
+        means.append(step(batch)["loss"])
         if number % accumulation == accumulation - 1:
             with torch.no_grad():
                 for weight in weights:
@@ -78,9 +89,9 @@ def trained(device, step_of, modules, accumulation):
     return torch.stack(means), [weight.detach().clone() for weight in weights]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 3])
+@pytest.mark.parametrize(("accumulation", "cached"), [(1, False), (2, False), (3, False), (2, True)])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_replayed_micro_batches_teach_what_written_ones_teach(device, accumulation, monkeypatch):
+def test_replayed_micro_batches_teach_what_written_ones_teach(device, accumulation, cached, monkeypatch):
     teacher = network(device)
     student, other = network(device), network(device)
     for modules in (student, other):
@@ -91,10 +102,12 @@ def test_replayed_micro_batches_teach_what_written_ones_teach(device, accumulati
 
     def plain(modules):
         observe, learn = work_of(modules, teacher)
-        return lambda ids: learn(ids, observe(ids))
+        return lambda batch: learn(batch.ids, observe(batch.ids))
 
     def replayed(modules):
-        return ReplayedMicroBatch(*work_of(modules, teacher), list(modules.parameters()))
+        observe, learn = work_of(modules, teacher)
+        cache = HiddenCache(ROWS, 5, 1, torch.float32, torch.device(device)) if cached else None
+        return ReplayedMicroBatch(Work(observe, cache), learn, list(modules.parameters()))
 
     expected = trained(device, plain, other, accumulation)
     found = trained(device, replayed, student, accumulation)
@@ -122,9 +135,10 @@ def test_what_cannot_be_recorded_runs_as_written_with_one_warning(monkeypatch, c
 
     monkeypatch.setattr(replay, "Recording", refuse)
     modules = network("cpu")
-    step = ReplayedMicroBatch(*work_of(modules, network("cpu")), list(modules.parameters()))
+    observe, learn = work_of(modules, network("cpu"))
+    step = ReplayedMicroBatch(Work(observe), learn, list(modules.parameters()))
     with caplog.at_level(logging.WARNING):
-        losses = [step(ids)["loss"] for ids in batches("cpu")]
+        losses = [step(batch)["loss"] for batch in batches("cpu")]
     assert torch.stack(losses).isfinite().all()
     expected = "training.cuda_graphs: a micro-batch could not be recorded (operation not permitted when stream is "
     assert [record.getMessage() for record in caplog.records] == [expected + "capturing); it runs as written"]

@@ -6,12 +6,13 @@ take consecutive pieces of this one sequence, so a restart with another number o
 same sequence.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from asnn_goose.data.mixture import MixedRows, part_seed
@@ -28,16 +29,14 @@ def epoch_permutation(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " r
     return permutation
 
 
-def shuffled_rows(
-    rows: TokenRows, numbers: Int64[np.ndarray, " numbers"], seed: int
-) -> Int64[np.ndarray, "numbers window"]:
-    """The rows with these numbers in the endless sequence of a text's permuted epochs."""
-    epochs, places = np.divmod(numbers, len(rows))
-    indices = np.empty_like(places)
+def shuffled_places(rows: int, numbers: Int64[np.ndarray, " numbers"], seed: int) -> Int64[np.ndarray, " numbers"]:
+    """The rows, by their place in a text of `rows`, with these numbers in the endless sequence of its epochs."""
+    epochs, places = np.divmod(numbers, rows)
+    found = np.empty_like(places)
     for epoch in np.unique(epochs):
         in_epoch = epochs == epoch
-        indices[in_epoch] = epoch_permutation(len(rows), seed, int(epoch))[places[in_epoch]]
-    return rows.take(indices)
+        found[in_epoch] = epoch_permutation(rows, seed, int(epoch))[places[in_epoch]]
+    return found
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,33 @@ class BatchPlan:
 
     def batch(self, rows_seen: int) -> Int64[Tensor, "batch window"]:
         """This process's next batch after all processes together have taken `rows_seen` rows."""
+        batch = np.empty((self.batch_size, self.rows.window), dtype=np.int64)
+        for part, of_part, places in self._choice(rows_seen):
+            rows = self.rows if isinstance(self.rows, TokenRows) else self.rows.parts[part]
+            batch[of_part] = rows.take(places)
+        return torch.from_numpy(batch)
+
+    def row_numbers(self, rows_seen: int) -> Int64[np.ndarray, " batch"]:
+        """Which rows make up that batch, from 0 to len(rows) - 1, a mixture's parts one after the other."""
+        found = np.empty(self.batch_size, dtype=np.int64)
+        parts = (self.rows,) if isinstance(self.rows, TokenRows) else self.rows.parts
+        first = np.cumsum([0, *map(len, parts)])
+        for part, of_part, places in self._choice(rows_seen):
+            found[of_part] = first[part] + places
+        return found
+
+    def _choice(self, rows_seen: int) -> Iterator[tuple[int, Bool[np.ndarray, " batch"], Int64[np.ndarray, " rows"]]]:
+        """For each part that a batch draws from: which of the batch's rows are its, and their places in it."""
         first = rows_seen + self.rank * self.batch_size
         numbers = np.arange(first, first + self.batch_size, dtype=np.int64)
         if isinstance(self.rows, TokenRows):
-            return torch.from_numpy(shuffled_rows(self.rows, numbers, self.seed))
-        batch = np.empty((self.batch_size, self.rows.window), dtype=np.int64)
+            yield 0, np.ones(self.batch_size, dtype=np.bool_), shuffled_places(len(self.rows), numbers, self.seed)
+            return
         parts, earlier = self.rows.assign(numbers, self.seed)
         for part in np.unique(parts).tolist():
             of_part = parts == part
             seed = part_seed(self.seed, part)
-            batch[of_part] = shuffled_rows(self.rows.parts[part], earlier[of_part], seed)
-        return torch.from_numpy(batch)
+            yield part, of_part, shuffled_places(len(self.rows.parts[part]), earlier[of_part], seed)
 
     def advance(self, rows_seen: int) -> int:
         """`rows_seen` after every process has taken one more batch."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -40,6 +42,13 @@ class _Cursors:
             cursor = self.plan.advance(cursor)
 
 
+class Batch(NamedTuple):
+    """Rows to train on: their tokens, on the device, and their numbers among all rows, on the host."""
+
+    ids: Int64[Tensor, "batch window"]
+    numbers: Int64[np.ndarray, " batch"]
+
+
 class BatchFeed:
     """The batches of a plan, in order, on a device.
 
@@ -68,8 +77,9 @@ class BatchFeed:
         )  # fmt: skip
         self._batches = iter(loader)
 
-    def take(self) -> Int64[Tensor, "batch window"]:
+    def take(self) -> Batch:
         """The next batch, its copy to the device under way; `rows_seen` moves on."""
-        batch: Tensor = next(self._batches)
+        ids: Tensor = next(self._batches)
+        numbers = self.plan.row_numbers(self.rows_seen)
         self.rows_seen = self.plan.advance(self.rows_seen)
-        return batch.to(self.device, non_blocking=True)
+        return Batch(ids.to(self.device, non_blocking=True), numbers)

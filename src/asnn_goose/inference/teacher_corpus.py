@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
 from asnn_goose.config_text import TeacherSamples
-from asnn_goose.data.batches import shuffled_rows
+from asnn_goose.data.batches import shuffled_places
 from asnn_goose.data.cache import atomic_directory, atomic_file, cache_directory
 from asnn_goose.data.token_cache import read_cached_tokens, token_dtype, write_tokens
 from asnn_goose.data.tokens import TokenRows, end_of_text_token
@@ -179,7 +179,7 @@ def _write_batches(job: _Job, console: Console) -> list[Path]:
 
 def _write_batch(job: _Job, write: WriteBatch, batch: int) -> Int64[np.ndarray, " tokens"]:
     numbers = np.arange(batch * job.rows_per_batch, (batch + 1) * job.rows_per_batch, dtype=np.int64)
-    prompts = shuffled_rows(job.prompts, numbers, job.seed)
+    prompts = job.prompts.take(shuffled_places(len(job.prompts), numbers, job.seed))
     seed = int(np.random.SeedSequence(job.seed, spawn_key=(BATCH_KEY, batch)).generate_state(1, np.uint64)[0])
     continuations = write(torch.from_numpy(prompts).to(job.teacher.model.device), seed)
     return join_texts(prompts, continuations.cpu().numpy(), job.end)

@@ -21,11 +21,13 @@ from rich.console import Console
 from torch import Tensor, distributed, nn
 from torch.optim import AdamW
 
+from asnn_goose.data.feed import Batch
 from asnn_goose.errors import CheckpointError, ConfigError, GooseError
 from asnn_goose.training.replay import ReplayedMicroBatch
 from asnn_goose.training.sharding import ShardedStudent, clip_shards, part_groups, reshard, without_averaging
 from asnn_goose.training.stages import StagePlan
 from asnn_goose.training.step import StepRecord
+from asnn_goose.training.work import StageWork
 
 LONGEST_WAIT = timedelta(hours=12)
 """How long processes wait for one of them, which may be writing the teacher's text meanwhile."""
@@ -176,9 +178,7 @@ class ProcessStep:
         with self.accelerator.autocast():
             return cast(StepRecord, self.wrapped(*(() if self.replays else (self.module,)), *arguments))
 
-    def micro_batch(
-        self, ids: Tensor, observe: Callable[[Tensor], Any], factor: float, last: bool
-    ) -> dict[str, Tensor]:
+    def micro_batch(self, batch: Batch, work: StageWork, factor: float, last: bool) -> dict[str, Tensor]:
         """Add the gradients of factor * loss on these rows to those before; gives the means over their tokens.
 
         With the `last` micro-batch of a step gradients are averaged over processes, at the latest by `clip`.
@@ -186,14 +186,14 @@ class ProcessStep:
         if self.replays:
             if self._replayed is None:
                 weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-                self._replayed = ReplayedMicroBatch(observe, partial(self._learn, factor), weights)
-            return self._replayed(ids)
-        observed = observe(ids)
+                self._replayed = ReplayedMicroBatch(work, partial(self._learn, factor), weights)
+            return self._replayed(batch)
+        seen = work.see(batch)
         with nullcontext() if last else self.accumulating():
-            return self._learn(factor, ids, observed)
+            return self._learn(factor, batch.ids, seen)
 
-    def _learn(self, factor: float, ids: Tensor, observed: Any) -> dict[str, Tensor]:
-        record = self(ids, observed)
+    def _learn(self, factor: float, ids: Tensor, seen: Any) -> dict[str, Tensor]:
+        record = self(ids, seen)
         self.accelerator.backward(record.loss * factor)
         return {"loss": record.loss.detach() / record.tokens, **record.means}
 

@@ -164,7 +164,7 @@ class TrainingLoop:
         set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
         factor, batches = self.accelerator.num_processes / stage.tokens_per_step, stage.accumulation
         means: list[dict[str, Any]] = [
-            self.step.micro_batch(feed.take(), self.work.observe, factor, last=number == batches)
+            self.step.micro_batch(feed.take(), self.work, factor, last=number == batches)
             for number in range(1, batches + 1)
         ]
         self._update({name: sum(part[name] for part in means).double() / len(means) for name in means[0]})

@@ -11,6 +11,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from asnn_goose.data.feed import Batch
+from asnn_goose.training.work import StageWork
+
 logger = logging.getLogger(__name__)
 
 WARM_UPS = 3
@@ -66,34 +69,43 @@ class ReplayedMicroBatch:
     If recording fails it says so once and goes on as written.
 
     Args:
-        observe: What the step sees of the teacher on token ids.
-        learn: Forward and backward, which adds to the weights' gradients; gives means.
+        work: What the stage works with.
+        learn: Forward and backward on token ids and what was seen of the teacher, which adds to the weights'
+            gradients; gives means.
         parameters: The step's weights, all of one dtype.
     """
 
-    def __init__(
-        self, observe: Callable[[Tensor], Any], learn: Callable[[Tensor, Any], Means], parameters: list[nn.Parameter]
-    ) -> None:
-        self.observe, self.learn, self.parameters = observe, learn, parameters
+    def __init__(self, work: StageWork, learn: Callable[[Tensor, Any], Means], parameters: list[nn.Parameter]) -> None:
+        self.work, self.learn, self.parameters = work, learn, parameters
         self.gradients: FlatGradients | None = None
         self._taken, self._failed = 0, False
         self._ids: Tensor | None = None
         self._recordings: tuple[Recording[Any], Recording[Means]] | None = None
 
-    def __call__(self, ids: Tensor) -> Means:
+    def __call__(self, batch: Batch) -> Means:
         """The micro-batch's means, its gradients added to those before."""
         self._taken += 1
         if self._taken > WARM_UPS and self._recordings is None and not self._failed:
-            self._record(ids)
+            self._record(batch.ids)
         if self._recordings is None or self._ids is None:
-            means = self.learn(ids, self.observe(ids))
+            means = self.learn(batch.ids, self.work.see(batch))
             self._settle_gradients()
             return means
-        self._ids.copy_(ids)
-        for recording in self._recordings:
-            recording()
+        self._ids.copy_(batch.ids)
+        seen, learned = self._recordings
+        self._see(batch, seen)
         # The next micro-batch of the same step overwrites what this one found.
-        return {name: mean.clone() for name, mean in self._recordings[1].found.items()}
+        return {name: mean.clone() for name, mean in learned().items()}
+
+    def _see(self, batch: Batch, seen: Recording[Any]) -> None:
+        """Put what the step sees of the teacher where it was recorded to look."""
+        cache = self.work.cache
+        if cache is not None and cache.holds(batch.numbers):
+            cache.recall(batch.numbers, out=seen.found.hidden)
+            return
+        found = seen()
+        if cache is not None:
+            cache.keep(batch.numbers, found.hidden)
 
     def _settle_gradients(self) -> None:
         """Give the gradients their place, once it is known which weights have one."""
@@ -104,7 +116,7 @@ class ReplayedMicroBatch:
     def _record(self, ids: Tensor) -> None:
         kept = ids.clone()
         try:
-            seen = Recording(lambda: self.observe(kept))
+            seen = Recording(lambda: self.work.observe(kept))
             learned = Recording(lambda: self.learn(kept, seen.found))
         except RuntimeError as error:
             self._failed = True

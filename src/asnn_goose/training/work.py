@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.data.batches import BatchPlan
+from asnn_goose.data.feed import Batch
 from asnn_goose.evaluation.perplexity import EvaluationWindows
 from asnn_goose.models.anatomy import TeacherBlock, body_blocks
 from asnn_goose.models.block import recomputed, run_block
@@ -22,6 +23,7 @@ from asnn_goose.models.sublayers import attention_records, residual_stream
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, run_mixer
+from asnn_goose.training.hidden_cache import HiddenCache
 from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.sharding import ShardedStudent
 from asnn_goose.training.stages import StagePlan, copied_parameters, trained_parameters
@@ -54,6 +56,7 @@ class StageWork:
         module: The differentiable step, not yet wrapped: token ids and what `observe` gives, to loss sums.
         observe: What the step wants to see of the teacher on given token ids.
         optimizer: Over the weights that the stage trains.
+        cache: What keeps the teacher's last hidden states, if the recipe asks for it.
     """
 
     plan: StagePlan
@@ -61,6 +64,17 @@ class StageWork:
     module: nn.Module
     observe: Callable[[Tensor], Any]
     optimizer: AdamW
+    cache: HiddenCache | None = None
+
+    def see(self, batch: Batch) -> Any:
+        """What the step sees of the teacher on a batch; what is kept is not computed again."""
+        if self.cache is None:
+            return self.observe(batch.ids)
+        if self.cache.holds(batch.numbers):
+            return TeacherView(self.cache.recall(batch.numbers))
+        seen = self.observe(batch.ids)
+        self.cache.keep(batch.numbers, seen.hidden)
+        return seen
 
 
 def build_work(
@@ -100,7 +114,19 @@ def build_work(
             partial(observed_stream, teacher, stretches(recipe, teacher)) if follows else partial(observed, teacher)
         )
 
-    return StageWork(plan, batches, module, observe, build_optimizer(module, recipe.training, plan, copied))
+    optimizer = build_optimizer(module, recipe.training, plan, copied)
+    cached = recipe.teacher.hidden_cache and plan.kind == "distill"
+    return StageWork(plan, batches, module, observe, optimizer, hidden_cache(teacher, batches) if cached else None)
+
+
+def hidden_cache(teacher: Teacher, batches: BatchPlan) -> HiddenCache:
+    """Room for the teacher's last hidden states of all rows.
+
+    Raises:
+        ConfigError: There is not enough memory.
+    """
+    weight = teacher.head.weight
+    return HiddenCache(len(batches.rows), batches.rows.window, weight.shape[1], weight.dtype, weight.device)
 
 
 def observed(teacher: Teacher, ids: Tensor) -> TeacherView:
