@@ -13,8 +13,8 @@ from asnn_goose.training.step import TeacherView
 from asnn_goose.training.work import StageWork
 
 BATCHES, ROWS = WARM_UPS + 7, 4
-# The same float32 sums in the same order; a GPU may choose another product for a recorded call.
-TOLERANCE = {"cpu": 0.0, "cuda": 1e-5}
+# A row that is remembered was computed in another batch, where sums may round otherwise; so may a recorded product.
+TOLERANCE = {"cpu": 1e-6, "cuda": 1e-5}
 
 
 class Rerun:
