@@ -119,3 +119,18 @@ def test_a_stage_may_weigh_the_parts_of_a_mixture_anew():
         stage([1], {"name": "pocket"})
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         stage([1, -1])
+
+
+def test_replays_of_weights_that_are_sharded_are_refused(small_recipe):
+    with pytest.raises(ValidationError, match="cuda_graphs replays work on weights where they are"):
+        small_recipe(training={"cuda_graphs": True, "sharding": "fsdp2"})
+
+
+def test_a_cache_of_last_hidden_states_is_refused_where_others_are_compared(small_recipe):
+    base = small_recipe().model_dump(mode="json")
+    teacher = {**base["teacher"], "hidden_cache": True}
+    objective = {**base["objective"], "hidden_alignment": {"weight": 1.0}}
+    with pytest.raises(ValidationError, match=r"teacher\.hidden_cache=true keeps what the teacher's head reads"):
+        Recipe.model_validate(
+            {**base, "teacher": teacher, "student": {"mixer": "goose"}, "objective": objective}, strict=False
+        )

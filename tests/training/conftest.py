@@ -136,6 +136,7 @@ def process_pair(spread_recipe: Callable[..., Recipe], tmp_path_factory: pytest.
         pair.jobs.append(
             {"name": f"shards of {mixer}", "kind": "compare shards", "mixer": mixer, "tied": tied, "kinds": kinds}
         )
+    pair.jobs.append({"name": "replays", "kind": "compare replays", "mixer": "goose"})
     two, shards = spread_recipe(1), spread_recipe(1, "fsdp2")
     pair.add_run("replicated", two)
     pair.add_run("sharded", shards)

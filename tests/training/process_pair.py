@@ -27,6 +27,7 @@ from torch.optim import AdamW
 from asnn_goose.config import Recipe
 from asnn_goose.config_training import FixedTemperature, HiddenAlignment, Objective
 from asnn_goose.data.batches import BatchPlan
+from asnn_goose.data.feed import Batch
 from asnn_goose.errors import GooseError
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.configuration import GooseConfig
@@ -191,6 +192,42 @@ def compare_shards(job: dict[str, Any]) -> dict[str, Any]:
     return {**found, **agreed, "restored": restored, "share": shards / whole.num_parameters()}
 
 
+class Shown:
+    """What a stage works with, as far as a micro-batch needs it: the view that was set last, for any ids."""
+
+    view: Any = None
+
+    def see(self, batch: Batch) -> Any:
+        """The view."""
+        return self.view
+
+
+def compare_replays(job: dict[str, Any]) -> dict[str, Any]:
+    """One step of micro-batches that would be replayed on a GPU, on a student that the second process has otherwise."""
+    join_processes()
+    accelerator = Accelerator(mixed_precision="no")
+    whole, student = (student_of(job["mixer"], tied=True) for _ in range(2))
+    if RANK == 1:
+        torch.nn.init.zeros_(student.model.layers[0].feed_forward.up.weight)
+    step, expected = build_step("distill", student), build_step("distill", whole)
+    process_step = ProcessStep(accelerator, step, build_optimizer(step), None, replays=True)
+    reference, work = build_optimizer(expected), Shown()
+    for micro_batch in range(2):
+        ids, work.view = seen_by("distill", RANK, micro_batch)
+        process_step.micro_batch(Batch(ids, None), work, 1.0, last=micro_batch == 1)
+        for process in range(2):
+            (expected(*seen_by("distill", process, micro_batch)).loss / 2).backward()
+    norms = process_step.clip(CLIP), clip_grad_norm_(expected.parameters(), CLIP)
+    process_step.optimizer.optimizer.found_inf = torch.zeros(())
+    process_step.optimizer.step()
+    reference.step()
+    tensors, wanted = training_tensors(step, process_step.optimizer.optimizer), training_tensors(expected, reference)
+    process_step.forget_gradients()
+    left = max(float(parameter.grad.abs().max()) for parameter in step.parameters() if parameter.grad is not None)
+    accelerator.end_training()
+    return {"norm": difference({"": norms[0]}, {"": norms[1]}), "step": difference(tensors, wanted), "left": left}
+
+
 def fail() -> None:
     """What only the main process is asked to do."""
     raise GooseError(f"rank {RANK} cannot")
@@ -227,6 +264,7 @@ def restored_exactly(step: nn.Module, optimizer: AdamW, tensors: dict[str, Tenso
 
 
 TOUCHED: list[str] = []
+KINDS = {"run": run, "compare shards": compare_shards, "compare replays": compare_replays}
 
 
 def note_writes(event: str, arguments: tuple[Any, ...]) -> None:
@@ -244,7 +282,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     for job in json.loads((folder / "jobs.json").read_text()):
         os.environ["MASTER_PORT"] = str(job["port"])
-        found = {"run": run, "compare shards": compare_shards}[job["kind"]](job)
+        found = KINDS[job["kind"]](job)
         assert not distributed.is_initialized()
         AcceleratorState._reset_state(reset_partial_state=True)
         (folder / f"{job['name']}-{RANK}.json").write_text(json.dumps(found))

@@ -110,3 +110,11 @@ def test_a_process_that_is_alone_stops_at_once(small_recipe, run_folder, process
         outcome = distill(recipe, run_folder(recipe), quiet_console)
     assert outcome.results is None
     assert load_checkpoint(outcome.folder.checkpoints / "last").state.step == 5
+
+
+def test_micro_batches_that_are_replayed_teach_all_processes_what_a_whole_batch_teaches_one(process_pair):
+    for found in process_pair.found("replays"):
+        # float64 sums in another order.
+        assert found["norm"] < 1e-9
+        assert found["step"] < 1e-9
+        assert found["left"] == 0

@@ -181,7 +181,8 @@ class ProcessStep:
     def micro_batch(self, batch: Batch, work: StageWork, factor: float, last: bool) -> dict[str, Tensor]:
         """Add the gradients of factor * loss on these rows to those before; gives the means over their tokens.
 
-        With the `last` micro-batch of a step gradients are averaged over processes, at the latest by `clip`.
+        With the `last` micro-batch of a step gradients are averaged over processes, at the latest by `clip`. All
+        micro-batches are of one stage: of one `work`, `factor` and shape.
         """
         if self.replays:
             if self._replayed is None:
