@@ -19,6 +19,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 LEAST_CHUNK, MOST_CHUNK = 16, 32
 # Columns of values carried by one program: the wider block where even so the 132 multiprocessors of an H200 are busy.
 NARROW, WIDE, ENOUGH_PROGRAMS = 16, 32, 132
+# Members of a group that are read by one matrix product in bfloat16.
+MOST_MEMBERS = 4
+MOST_WARPS = 8
 SOLVE = {"num_warps": 4, "num_stages": 1}
 CARRY = {"num_warps": 2, "stages": 3}
 READ = {"num_warps": 4, "num_stages": 1}
@@ -73,9 +76,17 @@ class _Plan:
         self.kind = receptance.dtype if key.dtype == value.dtype == receptance.dtype else torch.float32
         self.everywhere, self.columns = (self.chunks, self.rows), (columns // block, self.rows)
         self.r, self.k, self.v = receptance.stride()[:4], key.stride()[:3], value.stride()[:3]
-        self.sizes, self.group = (time, heads), group
+        self.sizes = time, heads
+        stacked = min(MOST_MEMBERS, 1 << (group - 1).bit_length()) if self.kind == torch.bfloat16 else 1
+        self.members = {"group": group, "members": stacked}
+        # Numbers of twice the size, and tiles of twice the width, take twice the threads to hold.
+        self.warps = (1 if self.kind == torch.bfloat16 else 2) * (1 if max(width, columns) <= 64 else 2)
         shared = {"width": width, "value_width": columns}
         self.constants, self.carried = shared | {"chunk": self.chunk}, shared | {"block": block}
+
+    def launch(self, settings: dict[str, int]) -> dict[str, int]:
+        """The settings of a kernel, of bfloat16 at widths to 64, for this call."""
+        return settings | {"num_warps": min(MOST_WARPS, settings["num_warps"] * self.warps)}
 
     def buffer(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Room for an array of each cell, of the kind that passes between kernels or as asked."""
@@ -101,12 +112,14 @@ def _rule(
     with torch.cuda.device_of(k):
         solve_kernel[plan.everywhere](
             k, v, log_w, a, b, solved, erasing, added, kept, *plan.k, *plan.v, *plan.sizes, **plan.constants,
-            levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION[plan.kind], **SOLVE,
+            levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION[plan.kind], **plan.launch(SOLVE),
         )  # fmt: skip
-        carry_kernel[plan.columns](initial, erasing, added, kept, states, final, plan.chunks, **plan.carried, **CARRY)
+        carry_kernel[plan.columns](
+            initial, erasing, added, kept, states, final, plan.chunks, **plan.carried, **plan.launch(CARRY)
+        )
         read_kernel[plan.everywhere](
             r, k, v, log_w, a, b, solved, states, new, read,
-            *plan.r, *plan.k, *plan.v, *plan.sizes, plan.group, **plan.constants, **READ,
+            *plan.r, *plan.k, *plan.v, *plan.sizes, **plan.members, **plan.constants, **plan.launch(READ),
         )  # fmt: skip
     return read, final, solved, erasing, new, kept, states
 
@@ -148,15 +161,15 @@ def _rule_backward(
     with torch.cuda.device_of(k):
         read_backward_kernel[plan.everywhere](
             r, k, log_w, a, read_gradient, solved, states, new, gradients[0], source, reached, written, decayed,
-            *plan.r, *plan.k, *plan.sizes, plan.group, **plan.constants, **READ_BACKWARD,
+            *plan.r, *plan.k, *plan.sizes, **plan.members, **plan.constants, **plan.launch(READ_BACKWARD),
         )  # fmt: skip
         carry_backward_kernel[plan.columns](
             state_gradient, erasing, reached, kept, after, initial_gradient, plan.chunks,
-            **plan.carried, **CARRY_BACKWARD,
+            **plan.carried, **plan.launch(CARRY_BACKWARD),
         )  # fmt: skip
         gradients_kernel[plan.everywhere](
             k, v, log_w, a, b, solved, states, new, source, after, written, decayed, *gradients[1:],
-            *plan.k, *plan.v, *plan.sizes, **plan.constants, **GRADIENTS,
+            *plan.k, *plan.v, *plan.sizes, **plan.constants, **plan.launch(GRADIENTS),
         )  # fmt: skip
     r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient = gradients
     return r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient, initial_gradient

@@ -79,6 +79,13 @@ def decay_between(later, earlier, when):
 
 @triton.jit
 @no_type_check
+def for_members(steps, members: tl.constexpr, chunk: tl.constexpr):
+    """A number of each step, repeated for each member."""
+    return tl.reshape(tl.broadcast_to(steps[None, :], (members, chunk)), (members * chunk,))
+
+
+@triton.jit
+@no_type_check
 def solve_kernel(
     key, value, log_decay, erase, write, solved, erasing, added, kept,
     key_batch, key_time, key_head, value_batch, value_time, value_head, time, heads,
@@ -145,10 +152,10 @@ def carry_kernel(
 def read_kernel(
     receptance, key, value, log_decay, erase, write, solved, states, new, read,
     r_batch, r_time, r_head, r_group, key_batch, key_time, key_head, value_batch, value_time, value_head,
-    time, heads, group,
+    time, heads, group: tl.constexpr, members: tl.constexpr,
     width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
-    """U of one chunk, and what every member of the group reads."""
+    """U of one chunk, and what every member of the group reads, several members stacked in one tile."""
     kind: tl.constexpr = states.dtype.element_ty
     row = tl.program_id(1).to(tl.int64)
     cell = row * tl.num_programs(0) + tl.program_id(0)
@@ -168,10 +175,14 @@ def read_kernel(
     u = product(solution, b[:, None] * v - (a * tl.exp(passed - log_w))[:, None] * found, kind).to(kind)
     tl.store(dense(new + cell * chunk * value_width, at, values, value_width), u)
     k_flipped = take_flipped(key, steps, key_time, width, time)
-    between = decay_between(passed, passed, at[:, None] >= at[None, :])
-    for member in range(group):
-        r = take(receptance + member * r_group, steps, r_time, width, time)
+    rows = tl.arange(0, members * chunk)
+    t, member = rows % chunk, rows // chunk
+    lines, passed_there = tl.program_id(0) * chunk + t, for_members(passed, members, chunk)
+    between = decay_between(passed_there, passed, t[:, None] >= at[None, :])
+    for first in tl.static_range(0, group, members):
+        inside = ((lines < time) & (first + member < group))[:, None]
+        places = receptance + ((first + member) * r_group + lines * r_time)[:, None] + keys[None, :]
+        r = tl.load(places, mask=inside, other=0.0)
         mixed = between * product(r, k_flipped, kind)
-        y = tl.exp(passed)[:, None] * product(r, state, kind) + product(mixed, u, kind)
-        places = read + steps[:, None] * heads * group * value_width + member * value_width + values[None, :]
-        tl.store(places, y, mask=(steps < time)[:, None])
+        y = tl.exp(passed_there)[:, None] * product(r, state, kind) + product(mixed, u, kind)
+        tl.store(dense(read, lines * heads * group + first + member, values, value_width), y, mask=inside)

@@ -13,6 +13,7 @@ from asnn_goose.kernels.delta_triton_kernels import (
     decay_between,
     dense,
     dense_flipped,
+    for_members,
     product,
     rate,
     take,
@@ -25,7 +26,8 @@ from asnn_goose.kernels.delta_triton_kernels import (
 def read_backward_kernel(
     receptance, key, log_decay, erase, read_gradient, solved, states, new,
     r_gradient, source, reached, written_by_reads, decayed_by_reads,
-    r_batch, r_time, r_head, r_group, key_batch, key_time, key_head, time, heads, group,
+    r_batch, r_time, r_head, r_group, key_batch, key_time, key_head, time, heads,
+    group: tl.constexpr, members: tl.constexpr,
     width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     """What reading one chunk gives: the gradient of r, and shares of those of U, the state before, k and the decay."""
@@ -34,9 +36,10 @@ def read_backward_kernel(
     cell = row * tl.num_programs(0) + tl.program_id(0)
     at, keys, values = tl.arange(0, chunk), tl.arange(0, width), tl.arange(0, value_width)
     steps = tl.program_id(0) * chunk + at
-    first = (row // heads) * time * heads + row % heads
     key += (row // heads) * key_batch + (row % heads) * key_head
     receptance += (row // heads) * r_batch + (row % heads) * r_head
+    read_gradient += ((row // heads) * time * heads + row % heads) * group * value_width
+    r_gradient += ((row // heads) * time * heads + row % heads) * group * width
     log_w, a = rate(log_decay, row, steps, time, heads), rate(erase, row, steps, time, heads)
     passed = tl.cumsum(log_w, 0)
     k = take(key, steps, key_time, width, time)
@@ -48,22 +51,29 @@ def read_backward_kernel(
     to_state = tl.zeros((value_width, width), tl.float32)
     written = tl.zeros((chunk, width), tl.float32)
     decayed = tl.zeros((chunk,), tl.float32)
-    between = decay_between(passed, passed, at[:, None] >= at[None, :])
+    rows = tl.arange(0, members * chunk)
+    t, member = rows % chunk, rows // chunk
+    lines, passed_there = tl.program_id(0) * chunk + t, for_members(passed, members, chunk)
+    between = decay_between(passed_there, passed, t[:, None] >= at[None, :])
     # Rows are the steps that write, columns those that read.
-    between_flipped = tl.exp(tl.where(at[None, :] >= at[:, None], passed[None, :] - passed[:, None], float("-inf")))
-    for member in range(group):
-        lines, stride = read_gradient + (first * group + member) * value_width, heads * group * value_width
-        y_gradient = take(lines, steps, stride, value_width, time)
-        y_gradient_flipped = take_flipped(lines, steps, stride, value_width, time)
-        r = take(receptance + member * r_group, steps, r_time, width, time)
+    later = t[None, :] >= at[:, None]
+    between_flipped = tl.exp(tl.where(later, passed_there[None, :] - passed[:, None], float("-inf")))
+    for other in tl.static_range(0, group, members):
+        inside = (lines < time) & (other + member < group)
+        written_to = lines * heads * group + other + member
+        places = dense(read_gradient, written_to, values, value_width)
+        y_gradient = tl.load(places, mask=inside[:, None], other=0.0)
+        places = dense_flipped(read_gradient, written_to, values, value_width)
+        y_gradient_flipped = tl.load(places, mask=inside[None, :], other=0.0)
+        places = receptance + ((other + member) * r_group + lines * r_time)[:, None] + keys[None, :]
+        r = tl.load(places, mask=inside[:, None], other=0.0)
         from_reads += product(y_gradient_flipped, between * product(r, k_flipped, kind), kind)
-        to_state += product(tl.exp(passed)[None, :] * y_gradient_flipped, r, kind)
-        found = tl.exp(passed)[:, None] * product(y_gradient, state, kind)
-        found += product(between * product(y_gradient, u_flipped, kind), k, kind)
-        places = r_gradient + ((first + steps * heads)[:, None] * group + member) * width + keys[None, :]
-        tl.store(places, found, mask=(steps < time)[:, None])
-        decayed += tl.sum(r * found, 1)
+        to_state += product(tl.exp(passed_there)[None, :] * y_gradient_flipped, r, kind)
         written += product(between_flipped * product(u, y_gradient_flipped, kind), r, kind)
+        found = product(between * product(y_gradient, u_flipped, kind), k, kind)
+        found += tl.exp(passed_there)[:, None] * product(y_gradient, state, kind)
+        tl.store(dense(r_gradient, written_to, keys, width), found, mask=inside[:, None])
+        decayed += tl.sum(tl.reshape(tl.sum(r * found, 1), (members, chunk)), 0)
     tl.store(decayed_by_reads + cell * chunk + at, decayed - tl.sum(k * written, 1))
     tl.store(dense(written_by_reads + cell * chunk * width, at, keys, width), written)
     tl.store(dense(source + cell * chunk * value_width, values, at, chunk), from_reads)
