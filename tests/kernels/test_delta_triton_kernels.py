@@ -20,7 +20,16 @@ def test_what_a_chunk_gives_alone_is_exact_even_where_one_key_repeats(chunk, lev
     tensors = [part.to(kernel_device) for part in (key, value, log_decay, erase, ones, *found)]
     strides = (*key.stride()[:3], *value.stride()[:3])
     kernels.solve_kernel[(1, 1)](
-        *tensors, *strides, chunk, 1, width=16, value_width=16, chunk=chunk, levels=levels, inverse="tf32x3"
+        *tensors,
+        *strides,
+        chunk,
+        1,
+        width=16,
+        value_width=16,
+        chunk=chunk,
+        turned=False,
+        levels=levels,
+        inverse="tf32x3",
     )
     expected = solved(key[0, :, 0].double(), value[0, :, 0].double(), erase.flatten().double())
     for name, result, value in zip(("T", "E", "D", "kept"), tensors[-4:], expected, strict=True):

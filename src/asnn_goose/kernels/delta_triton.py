@@ -22,6 +22,8 @@ NARROW, WIDE, ENOUGH_PROGRAMS = 16, 32, 132
 # Members of a group that are read by one matrix product in bfloat16.
 MOST_MEMBERS = 4
 MOST_WARPS = 8
+# Whether the transpose of a tile in bfloat16 is made from the tile; else it is loaded too.
+TURN = True
 SOLVE = {"num_warps": 4, "num_stages": 1}
 CARRY = {"num_warps": 2, "stages": 3}
 READ = {"num_warps": 4, "num_stages": 1}
@@ -82,7 +84,10 @@ class _Plan:
         # Numbers of twice the size, and tiles of twice the width, take twice the threads to hold.
         self.warps = (1 if self.kind == torch.bfloat16 else 2) * (1 if max(width, columns) <= 64 else 2)
         shared = {"width": width, "value_width": columns}
-        self.constants, self.carried = shared | {"chunk": self.chunk}, shared | {"block": block}
+        self.constants, self.carried = (
+            shared | {"chunk": self.chunk, "turned": TURN and self.kind == torch.bfloat16},
+            shared | {"block": block},
+        )
 
     def launch(self, settings: dict[str, int]) -> dict[str, int]:
         """The settings of a kernel, of bfloat16 at widths to 64, for this call."""

@@ -8,7 +8,8 @@ carried from chunk to chunk, by one product a chunk in each block of value colum
 
 A cell is a chunk of a head of a row of the batch; what passes between kernels is dense, cells first, and of one kind:
 bfloat16 where receptance, key and value are, else float32. Matrix operands are of that kind too, sums float32.
-Transposed operands are loaded transposed: Triton 3.6 fails on the transpose of a product on Hopper.
+A transposed operand is a loaded tile turned, or in float32 loaded transposed: Triton 3.6 fails on Hopper on the
+transpose of a product, and has no quick way to turn a tile of 4-byte numbers.
 """
 
 from typing import no_type_check
@@ -34,18 +35,22 @@ def product(x, y, kind: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def take(pointer, steps, stride, width: tl.constexpr, time):
-    """Rows of time (time width); zeros behind the end, which make neutral steps."""
-    places = pointer + steps[:, None] * stride + tl.arange(0, width)[None, :]
-    return tl.load(places, mask=(steps < time)[:, None], other=0.0)
+def take(pointer, offsets, inside, width: tl.constexpr):
+    """Rows of an input (rows width) at their offsets; zeros outside, which make neutral steps."""
+    places = pointer + offsets[:, None] + tl.arange(0, width)[None, :]
+    return tl.load(places, mask=inside[:, None], other=0.0)
 
 
 @triton.jit
 @no_type_check
-def take_flipped(pointer, steps, stride, width: tl.constexpr, time):
-    """The transpose of `take` (width time)."""
-    places = pointer + steps[None, :] * stride + tl.arange(0, width)[:, None]
-    return tl.load(places, mask=(steps < time)[None, :], other=0.0)
+def take_flipped(tile, pointer, offsets, inside, width: tl.constexpr, turned: tl.constexpr):
+    """The transpose (width rows) of a tile that `take` gave."""
+    if turned:
+        tile = tl.trans(tile)
+    else:
+        places = pointer + offsets[None, :] + tl.arange(0, width)[:, None]
+        tile = tl.load(places, mask=inside[None, :], other=0.0)
+    return tile
 
 
 @triton.jit
@@ -60,6 +65,13 @@ def dense(pointer, rows, columns, width: tl.constexpr):
 def dense_flipped(pointer, rows, columns, width: tl.constexpr):
     """Addresses of the transpose (columns rows) of a dense (rows width) array."""
     return pointer + rows[None, :] * width + columns[:, None]
+
+
+@triton.jit
+@no_type_check
+def load_flipped(tile, pointer, rows, columns, width: tl.constexpr, turned: tl.constexpr):
+    """The transpose (columns rows) of a tile that was loaded from a dense (rows width) array."""
+    return tl.trans(tile) if turned else tl.load(dense_flipped(pointer, rows, columns, width))
 
 
 @triton.jit
@@ -90,7 +102,7 @@ def solve_kernel(
     key, value, log_decay, erase, write, solved, erasing, added, kept,
     key_batch, key_time, key_head, value_batch, value_time, value_head, time, heads,
     width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr,
-    levels: tl.constexpr, inverse: tl.constexpr,
+    turned: tl.constexpr, levels: tl.constexpr, inverse: tl.constexpr,
 ):  # fmt: skip
     """T, E, D and exp(p_last) of one chunk."""
     kind: tl.constexpr = solved.dtype.element_ty
@@ -98,11 +110,12 @@ def solve_kernel(
     cell = row * tl.num_programs(0) + tl.program_id(0)
     at, keys, values = tl.arange(0, chunk), tl.arange(0, width), tl.arange(0, value_width)
     steps = tl.program_id(0) * chunk + at
+    inside = steps < time
     key += (row // heads) * key_batch + (row % heads) * key_head
     value += (row // heads) * value_batch + (row % heads) * value_head
-    k = take(key, steps, key_time, width, time)
-    k_flipped = take_flipped(key, steps, key_time, width, time)
-    v = take(value, steps, value_time, value_width, time)
+    k = take(key, steps * key_time, inside, width)
+    k_flipped = take_flipped(k, key, steps * key_time, inside, width, turned)
+    v = take(value, steps * value_time, inside, value_width)
     log_w = rate(log_decay, row, steps, time, heads)
     a, b = rate(erase, row, steps, time, heads), rate(write, row, steps, time, heads)
     passed, total = tl.cumsum(log_w, 0), tl.sum(log_w, 0)
@@ -117,10 +130,11 @@ def solve_kernel(
         solution -= tl.dot(half, solution, input_precision=inverse)
     tl.store(dense(solved + cell * chunk * chunk, at, at, chunk), solution)
     tl.store(kept + cell, tl.exp(total))
-    k_kept = tl.exp(total - passed)[None, :] * k_flipped
-    found = -product(k_kept, product(solution, (a * tl.exp(before))[:, None] * k, kind), kind)
+    to_end = tl.exp(total - passed)[:, None]
+    by_state = product(solution, (a * tl.exp(before))[:, None] * k, kind)
+    found = -product(k_flipped, to_end * by_state, kind)
     tl.store(dense(erasing + cell * width * width, keys, keys, width), found)
-    found = product(k_kept, product(solution, b[:, None] * v, kind), kind)  # key value
+    found = product(k_flipped, to_end * product(solution, b[:, None] * v, kind), kind)  # key value
     tl.store(dense_flipped(added + cell * value_width * width, values, keys, width), found)
 
 
@@ -153,7 +167,7 @@ def read_kernel(
     receptance, key, value, log_decay, erase, write, solved, states, new, read,
     r_batch, r_time, r_head, r_group, key_batch, key_time, key_head, value_batch, value_time, value_head,
     time, heads, group: tl.constexpr, members: tl.constexpr,
-    width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr,
+    width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr, turned: tl.constexpr,
 ):  # fmt: skip
     """U of one chunk, and what every member of the group reads, several members stacked in one tile."""
     kind: tl.constexpr = states.dtype.element_ty
@@ -161,6 +175,7 @@ def read_kernel(
     cell = row * tl.num_programs(0) + tl.program_id(0)
     at, keys, values = tl.arange(0, chunk), tl.arange(0, width), tl.arange(0, value_width)
     steps = tl.program_id(0) * chunk + at
+    inside = steps < time
     key += (row // heads) * key_batch + (row % heads) * key_head
     value += (row // heads) * value_batch + (row % heads) * value_head
     receptance += (row // heads) * r_batch + (row % heads) * r_head
@@ -168,21 +183,23 @@ def read_kernel(
     log_w = rate(log_decay, row, steps, time, heads)
     a, b = rate(erase, row, steps, time, heads), rate(write, row, steps, time, heads)
     passed = tl.cumsum(log_w, 0)
-    state = tl.load(dense_flipped(states + cell * value_width * width, values, keys, width))  # key value
-    found = product(take(key, steps, key_time, width, time), state, kind)
-    v = take(value, steps, value_time, value_width, time)
+    state = tl.load(dense(states + cell * value_width * width, values, keys, width))
+    state = load_flipped(state, states + cell * value_width * width, values, keys, width, turned)
+    k = take(key, steps * key_time, inside, width)
+    found = product(k, state, kind)
+    v = take(value, steps * value_time, inside, value_width)
     solution = tl.load(dense(solved + cell * chunk * chunk, at, at, chunk))
     u = product(solution, b[:, None] * v - (a * tl.exp(passed - log_w))[:, None] * found, kind).to(kind)
     tl.store(dense(new + cell * chunk * value_width, at, values, value_width), u)
-    k_flipped = take_flipped(key, steps, key_time, width, time)
+    k_flipped = take_flipped(k, key, steps * key_time, inside, width, turned)
     rows = tl.arange(0, members * chunk)
     t, member = rows % chunk, rows // chunk
     lines, passed_there = tl.program_id(0) * chunk + t, for_members(passed, members, chunk)
     between = decay_between(passed_there, passed, t[:, None] >= at[None, :])
     for first in tl.static_range(0, group, members):
-        inside = ((lines < time) & (first + member < group))[:, None]
-        places = receptance + ((first + member) * r_group + lines * r_time)[:, None] + keys[None, :]
-        r = tl.load(places, mask=inside, other=0.0)
+        there = (lines < time) & (first + member < group)
+        r = take(receptance, (first + member) * r_group + lines * r_time, there, width)
         mixed = between * product(r, k_flipped, kind)
         y = tl.exp(passed_there)[:, None] * product(r, state, kind) + product(mixed, u, kind)
-        tl.store(dense(read, lines * heads * group + first + member, values, value_width), y, mask=inside)
+        places = dense(read, lines * heads * group + first + member, values, value_width)
+        tl.store(places, y, mask=there[:, None])

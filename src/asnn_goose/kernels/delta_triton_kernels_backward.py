@@ -14,6 +14,7 @@ from asnn_goose.kernels.delta_triton_kernels import (
     dense,
     dense_flipped,
     for_members,
+    load_flipped,
     product,
     rate,
     take,
@@ -28,7 +29,7 @@ def read_backward_kernel(
     r_gradient, source, reached, written_by_reads, decayed_by_reads,
     r_batch, r_time, r_head, r_group, key_batch, key_time, key_head, time, heads,
     group: tl.constexpr, members: tl.constexpr,
-    width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr,
+    width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr, turned: tl.constexpr,
 ):  # fmt: skip
     """What reading one chunk gives: the gradient of r, and shares of those of U, the state before, k and the decay."""
     kind: tl.constexpr = states.dtype.element_ty
@@ -36,16 +37,17 @@ def read_backward_kernel(
     cell = row * tl.num_programs(0) + tl.program_id(0)
     at, keys, values = tl.arange(0, chunk), tl.arange(0, width), tl.arange(0, value_width)
     steps = tl.program_id(0) * chunk + at
+    inside = steps < time
     key += (row // heads) * key_batch + (row % heads) * key_head
     receptance += (row // heads) * r_batch + (row % heads) * r_head
     read_gradient += ((row // heads) * time * heads + row % heads) * group * value_width
     r_gradient += ((row // heads) * time * heads + row % heads) * group * width
     log_w, a = rate(log_decay, row, steps, time, heads), rate(erase, row, steps, time, heads)
     passed = tl.cumsum(log_w, 0)
-    k = take(key, steps, key_time, width, time)
-    k_flipped = take_flipped(key, steps, key_time, width, time)
+    k = take(key, steps * key_time, inside, width)
+    k_flipped = take_flipped(k, key, steps * key_time, inside, width, turned)
     u = tl.load(dense(new + cell * chunk * value_width, at, values, value_width))
-    u_flipped = tl.load(dense_flipped(new + cell * chunk * value_width, at, values, value_width))
+    u_flipped = load_flipped(u, new + cell * chunk * value_width, at, values, value_width, turned)
     state = tl.load(dense(states + cell * value_width * width, values, keys, width))
     from_reads = tl.zeros((value_width, chunk), tl.float32)
     to_state = tl.zeros((value_width, width), tl.float32)
@@ -59,20 +61,17 @@ def read_backward_kernel(
     later = t[None, :] >= at[:, None]
     between_flipped = tl.exp(tl.where(later, passed_there[None, :] - passed[:, None], float("-inf")))
     for other in tl.static_range(0, group, members):
-        inside = (lines < time) & (other + member < group)
-        written_to = lines * heads * group + other + member
-        places = dense(read_gradient, written_to, values, value_width)
-        y_gradient = tl.load(places, mask=inside[:, None], other=0.0)
-        places = dense_flipped(read_gradient, written_to, values, value_width)
-        y_gradient_flipped = tl.load(places, mask=inside[None, :], other=0.0)
-        places = receptance + ((other + member) * r_group + lines * r_time)[:, None] + keys[None, :]
-        r = tl.load(places, mask=inside[:, None], other=0.0)
+        there = (lines < time) & (other + member < group)
+        places = lines * heads * group + other + member
+        y_gradient = take(read_gradient, places * value_width, there, value_width)
+        y_gradient_flipped = take_flipped(y_gradient, read_gradient, places * value_width, there, value_width, turned)
+        r = take(receptance, (other + member) * r_group + lines * r_time, there, width)
         from_reads += product(y_gradient_flipped, between * product(r, k_flipped, kind), kind)
-        to_state += product(tl.exp(passed_there)[None, :] * y_gradient_flipped, r, kind)
+        to_state += product(y_gradient_flipped, tl.exp(passed_there)[:, None] * r, kind)
         written += product(between_flipped * product(u, y_gradient_flipped, kind), r, kind)
         found = product(between * product(y_gradient, u_flipped, kind), k, kind)
         found += tl.exp(passed_there)[:, None] * product(y_gradient, state, kind)
-        tl.store(dense(r_gradient, written_to, keys, width), found, mask=inside[:, None])
+        tl.store(dense(r_gradient, places, keys, width), found, mask=there[:, None])
         decayed += tl.sum(tl.reshape(tl.sum(r * found, 1), (members, chunk)), 0)
     tl.store(decayed_by_reads + cell * chunk + at, decayed - tl.sum(k * written, 1))
     tl.store(dense(written_by_reads + cell * chunk * width, at, keys, width), written)
@@ -113,7 +112,7 @@ def gradients_kernel(
     key, value, log_decay, erase, write, solved, states, new, source, after, written_by_reads, decayed_by_reads,
     key_gradient, value_gradient, log_gradient, erase_gradient, write_gradient,
     key_batch, key_time, key_head, value_batch, value_time, value_head, time, heads,
-    width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr,
+    width: tl.constexpr, value_width: tl.constexpr, chunk: tl.constexpr, turned: tl.constexpr,
 ):  # fmt: skip
     """Every gradient of one chunk that waits for the state's, as the end of the backward in `delta_chunk`."""
     kind: tl.constexpr = states.dtype.element_ty
@@ -129,19 +128,19 @@ def gradients_kernel(
     passed, total = tl.cumsum(log_w, 0), tl.sum(log_w, 0)
     before, to_end = passed - log_w, tl.exp(total - passed)
     t, s = at[:, None], at[None, :]
-    k = take(key, steps, key_time, width, time)
-    k_flipped = take_flipped(key, steps, key_time, width, time)
+    k = take(key, steps * key_time, inside, width)
+    k_flipped = take_flipped(k, key, steps * key_time, inside, width, turned)
     u = tl.load(dense(new + cell * chunk * value_width, at, values, value_width))
-    u_flipped = tl.load(dense_flipped(new + cell * chunk * value_width, at, values, value_width))
+    u_flipped = load_flipped(u, new + cell * chunk * value_width, at, values, value_width, turned)
     state = tl.load(dense(states + cell * value_width * width, values, keys, width))
     flow = tl.load(dense(after + cell * value_width * width, values, keys, width))
-    flow_flipped = tl.load(dense_flipped(after + cell * value_width * width, values, keys, width))
+    flow_flipped = load_flipped(flow, after + cell * value_width * width, values, keys, width, turned)
     # What reaches k when it is written: by the state, by the reads (already in `decayed`) and by the writes after it.
     by_state = to_end[:, None] * product(u, flow, kind)
     state_flow = tl.sum(tl.sum(state.to(tl.float32) * flow.to(tl.float32), 1), 0)
     end = tl.sum(tl.sum(k * by_state, 1), 0) + tl.exp(total) * state_flow
     solution = tl.load(dense(solved + cell * chunk * chunk, at, at, chunk))
-    solution_flipped = tl.load(dense_flipped(solved + cell * chunk * chunk, at, at, chunk))
+    solution_flipped = load_flipped(solution, solved + cell * chunk * chunk, at, at, chunk, turned)
     arriving = tl.load(dense_flipped(source + cell * chunk * value_width, values, at, chunk))
     arriving += to_end[:, None] * product(k, flow_flipped, kind)
     put = product(solution_flipped, arriving, kind)
@@ -159,7 +158,7 @@ def gradients_kernel(
     later = tl.sum(tl.where(s >= t, decayed[None, :], 0.0), 1)
     tl.store(log_gradient + there, later + end - a * by_erasing, mask=inside)
     tl.store(erase_gradient + there, by_erasing, mask=inside)
-    v = take(value, steps, value_time, value_width, time)
+    v = take(value, steps * value_time, inside, value_width)
     tl.store(write_gradient + there, tl.sum(put * v, 1), mask=inside)
     written += tl.load(dense(written_by_reads + cell * chunk * width, at, keys, width))
     places = key_gradient + there[:, None] * width + keys[None, :]
