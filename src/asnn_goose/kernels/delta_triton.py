@@ -27,9 +27,9 @@ TURN = True
 SOLVE = {"num_warps": 4, "num_stages": 1}
 CARRY = {"num_warps": 2, "stages": 3}
 READ = {"num_warps": 4, "num_stages": 1}
-READ_BACKWARD = {"num_warps": 4, "num_stages": 1}
+READ_BACKWARD = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
 CARRY_BACKWARD = {"num_warps": 2, "stages": 3}
-GRADIENTS = {"num_warps": 4, "num_stages": 1}
+GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
 # tf32 alone keeps 11 bits: enough beside bfloat16, not for float32.
 INVERSE_PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "tf32"}
 
@@ -89,9 +89,10 @@ class _Plan:
             shared | {"block": block},
         )
 
-    def launch(self, settings: dict[str, int]) -> dict[str, int]:
+    def launch(self, settings: dict[str, int]) -> dict[str, int | None]:
         """The settings of a kernel, of bfloat16 at widths to 64, for this call."""
-        return settings | {"num_warps": min(MOST_WARPS, settings["num_warps"] * self.warps)}
+        limit = settings.get("maxnreg") if self.warps == 1 else None
+        return settings | {"num_warps": min(MOST_WARPS, settings["num_warps"] * self.warps), "maxnreg": limit}
 
     def buffer(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Room for an array of each cell, of the kind that passes between kernels or as asked."""

@@ -56,23 +56,23 @@ def read_backward_kernel(
     rows = tl.arange(0, members * chunk)
     t, member = rows % chunk, rows // chunk
     lines, passed_there = tl.program_id(0) * chunk + t, for_members(passed, members, chunk)
-    between = decay_between(passed_there, passed, t[:, None] >= at[None, :])
-    # Rows are the steps that write, columns those that read.
-    later = t[None, :] >= at[:, None]
-    between_flipped = tl.exp(tl.where(later, passed_there[None, :] - passed[:, None], float("-inf")))
     for other in tl.static_range(0, group, members):
         there = (lines < time) & (other + member < group)
         places = lines * heads * group + other + member
         y_gradient = take(read_gradient, places * value_width, there, value_width)
         y_gradient_flipped = take_flipped(y_gradient, read_gradient, places * value_width, there, value_width, turned)
         r = take(receptance, (other + member) * r_group + lines * r_time, there, width)
+        between = decay_between(passed_there, passed, t[:, None] >= at[None, :])
         from_reads += product(y_gradient_flipped, between * product(r, k_flipped, kind), kind)
-        to_state += product(y_gradient_flipped, tl.exp(passed_there)[:, None] * r, kind)
-        written += product(between_flipped * product(u, y_gradient_flipped, kind), r, kind)
         found = product(between * product(y_gradient, u_flipped, kind), k, kind)
         found += tl.exp(passed_there)[:, None] * product(y_gradient, state, kind)
         tl.store(dense(r_gradient, places, keys, width), found, mask=there[:, None])
         decayed += tl.sum(tl.reshape(tl.sum(r * found, 1), (members, chunk)), 0)
+        # Rows are the steps that write, columns those that read.
+        later = t[None, :] >= at[:, None]
+        between = tl.exp(tl.where(later, passed_there[None, :] - passed[:, None], float("-inf")))
+        written += product(between * product(u, y_gradient_flipped, kind), r, kind)
+        to_state += product(y_gradient_flipped, tl.exp(passed_there)[:, None] * r, kind)
     tl.store(decayed_by_reads + cell * chunk + at, decayed - tl.sum(k * written, 1))
     tl.store(dense(written_by_reads + cell * chunk * width, at, keys, width), written)
     tl.store(dense(source + cell * chunk * value_width, values, at, chunk), from_reads)
@@ -130,29 +130,29 @@ def gradients_kernel(
     t, s = at[:, None], at[None, :]
     k = take(key, steps * key_time, inside, width)
     k_flipped = take_flipped(k, key, steps * key_time, inside, width, turned)
-    u = tl.load(dense(new + cell * chunk * value_width, at, values, value_width))
-    u_flipped = load_flipped(u, new + cell * chunk * value_width, at, values, value_width, turned)
-    state = tl.load(dense(states + cell * value_width * width, values, keys, width))
     flow = tl.load(dense(after + cell * value_width * width, values, keys, width))
     flow_flipped = load_flipped(flow, after + cell * value_width * width, values, keys, width, turned)
-    # What reaches k when it is written: by the state, by the reads (already in `decayed`) and by the writes after it.
-    by_state = to_end[:, None] * product(u, flow, kind)
-    state_flow = tl.sum(tl.sum(state.to(tl.float32) * flow.to(tl.float32), 1), 0)
-    end = tl.sum(tl.sum(k * by_state, 1), 0) + tl.exp(total) * state_flow
-    solution = tl.load(dense(solved + cell * chunk * chunk, at, at, chunk))
-    solution_flipped = load_flipped(solution, solved + cell * chunk * chunk, at, at, chunk, turned)
+    # The gradient of what is written, and that through the inverse.
     arriving = tl.load(dense_flipped(source + cell * chunk * value_width, values, at, chunk))
     arriving += to_end[:, None] * product(k, flow_flipped, kind)
-    put = product(solution_flipped, arriving, kind)
     arriving_flipped = tl.load(dense(source + cell * chunk * value_width, values, at, chunk))
     arriving_flipped += to_end[None, :] * product(flow, k_flipped, kind)
-    put_flipped = product(arriving_flipped, solution, kind)
+    solution = tl.load(dense(solved + cell * chunk * chunk, at, at, chunk))
+    solution_flipped = load_flipped(solution, solved + cell * chunk * chunk, at, at, chunk, turned)
+    put = product(solution_flipped, arriving, kind)
+    put_flipped = product(arriving_flipped, solution, kind).to(kind)
+    # What reaches k when it is written: by the state, by the reads (already in `decayed`) and by the writes after it.
+    u = tl.load(dense(new + cell * chunk * value_width, at, values, value_width))
+    u_flipped = load_flipped(u, new + cell * chunk * value_width, at, values, value_width, turned)
+    written = to_end[:, None] * product(u, flow, kind)
+    end = tl.sum(tl.sum(k * written, 1), 0)
+    between = tl.exp(tl.where(s > t, before[None, :] - passed[:, None], float("-inf")))
+    written -= product(between * product(u, put_flipped, kind), a[:, None] * k, kind)
     # And when it erases, divided by a.
+    state = tl.load(dense(states + cell * value_width * width, values, keys, width))
+    end += tl.exp(total) * tl.sum(tl.sum(state.to(tl.float32) * flow.to(tl.float32), 1), 0)
     pairs = decay_between(before, passed, t > s) * product(put, u_flipped, kind)
     erased = -product(pairs, k, kind) - tl.exp(before)[:, None] * product(put, state, kind)
-    between = tl.exp(tl.where(s > t, before[None, :] - passed[:, None], float("-inf")))
-    pairs = between * product(u, put_flipped, kind)
-    written = by_state - product(pairs, a[:, None] * k, kind)
     by_erasing = tl.sum(k * erased, 1)
     decayed = tl.load(decayed_by_reads + cell * chunk + at) + a * by_erasing - tl.sum(k * written, 1)
     later = tl.sum(tl.where(s >= t, decayed[None, :], 0.0), 1)
