@@ -105,10 +105,34 @@ def test_silent_and_dense_keys_of_small_inputs_are_those_of_the_loop(rule, densi
     assert_near_the_loop(rule, inputs(20, density=density, widths=(16, 32)))
 
 
-@pytest.mark.parametrize(("time", "group"), [(1, 1), (19, 3), (70, 2)])
+@pytest.mark.parametrize(("time", "group"), [(1, 1), (19, 3), (70, 2), (33, 6)])
 def test_small_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time, group):
     given = inputs(time, group, dtype=torch.bfloat16, widths=(16, 32))
     assert_near_the_loop(rule, given, mask(time), dtype=torch.bfloat16)
+
+
+def as_given(tensors, dtype, device="cpu"):
+    """Receptance, key and value in a dtype, the rest in float32."""
+    return [tensor.to(device, dtype if place < 3 else torch.float32) for place, tensor in enumerate(tensors)]
+
+
+def test_a_tile_turned_is_the_tile_loaded_transposed(rule, monkeypatch):
+    module = importlib.import_module("asnn_goose.kernels.delta_triton")
+    given = as_given(inputs(19, 3, dtype=torch.bfloat16, widths=(16, 32)), torch.bfloat16)
+    turned = results(rule, given)
+    monkeypatch.setattr(module, "TURN", False)
+    for name, expected in results(rule, given).items():
+        assert torch.equal(turned[name], expected), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_is_registered_with_the_shapes_and_dtypes_it_returns(rule, dtype):
+    given = as_given(inputs(19, 3, widths=(16, 32)), dtype)
+    checks = "test_schema", "test_autograd_registration", "test_faketensor"
+    operator = torch.ops.asnn_goose.delta_rule.default
+    torch.library.opcheck(operator, tuple(tensor.requires_grad_() for tensor in given), test_utils=checks)
+    read, state, *_ = operator(*given)
+    assert (read.dtype, state.dtype) == (dtype, torch.float32)
 
 
 @pytest.mark.gpu
@@ -139,8 +163,15 @@ def test_each_result_alone_has_its_gradients(rule, wanted):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("time", [7, 257])
-def test_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time):
-    assert_near_the_loop(rule, inputs(time, group=3, dtype=torch.bfloat16), dtype=torch.bfloat16)
+@pytest.mark.parametrize("group", [1, 3, 6])
+def test_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time, group):
+    assert_near_the_loop(rule, inputs(time, group, dtype=torch.bfloat16), dtype=torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("widths", [(16, 16), (32, 64), (64, 64), (128, 128), (16, 128)])
+def test_bfloat16_inputs_of_any_width_cost_no_more_than_their_rounding(rule, widths):
+    assert_near_the_loop(rule, inputs(100, 3, dtype=torch.bfloat16, widths=widths), dtype=torch.bfloat16)
 
 
 @pytest.mark.gpu
@@ -172,8 +203,9 @@ def test_any_strides_give_what_dense_inputs_give(rule):
 
 
 @pytest.mark.gpu
-def test_a_compiled_call_is_one_operator_with_the_same_gradients(rule):
-    given = [tensor.to("cuda", torch.float32) for tensor in inputs(100)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_call_is_one_operator_with_the_same_gradients(rule, dtype):
+    given = as_given(inputs(100), dtype, "cuda")
     # Without the shape checks of the test run, which the compiler cannot trace.
     compiled = torch.compile(inspect.unwrap(rule), backend="aot_eager", fullgraph=True, dynamic=False)
     for found, expected in zip(results(compiled, given).values(), results(rule, given).values(), strict=True):

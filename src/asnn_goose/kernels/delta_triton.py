@@ -21,9 +21,10 @@ LEAST_CHUNK, MOST_CHUNK = 16, 32
 NARROW, WIDE, ENOUGH_PROGRAMS = 16, 32, 132
 # Members of a group that are read by one matrix product in bfloat16.
 MOST_MEMBERS = 4
-MOST_WARPS = 8
 # Whether the transpose of a tile in bfloat16 is made from the tile; else it is loaded too.
 TURN = True
+# In bfloat16 at widths to 64; a limit on registers makes room for a second or third program on a multiprocessor.
+MOST_WARPS = 8
 SOLVE = {"num_warps": 4, "num_stages": 1}
 CARRY = {"num_warps": 2, "stages": 3}
 READ = {"num_warps": 4, "num_stages": 1}
@@ -81,7 +82,7 @@ class _Plan:
         self.sizes = time, heads
         stacked = min(MOST_MEMBERS, 1 << (group - 1).bit_length()) if self.kind == torch.bfloat16 else 1
         self.members = {"group": group, "members": stacked}
-        # Numbers of twice the size, and tiles of twice the width, take twice the threads to hold.
+        # Numbers of twice the size, and tiles of twice the width, take twice the threads to hold, and every register.
         self.warps = (1 if self.kind == torch.bfloat16 else 2) * (1 if max(width, columns) <= 64 else 2)
         shared = {"width": width, "value_width": columns}
         self.constants, self.carried = (
@@ -90,7 +91,7 @@ class _Plan:
         )
 
     def launch(self, settings: dict[str, int]) -> dict[str, int | None]:
-        """The settings of a kernel, of bfloat16 at widths to 64, for this call."""
+        """The settings of a kernel for this call."""
         limit = settings.get("maxnreg") if self.warps == 1 else None
         return settings | {"num_warps": min(MOST_WARPS, settings["num_warps"] * self.warps), "maxnreg": limit}
 
