@@ -196,7 +196,7 @@ def read_kernel(
     t, member = rows % chunk, rows // chunk
     lines, passed_there = tl.program_id(0) * chunk + t, for_members(passed, members, chunk)
     between = decay_between(passed_there, passed, t[:, None] >= at[None, :])
-    for first in tl.static_range(0, group, members):
+    for first in range(0, group, members):
         there = (lines < time) & (first + member < group)
         r = take(receptance, (first + member) * r_group + lines * r_time, there, width)
         mixed = between * product(r, k_flipped, kind)

@@ -56,7 +56,7 @@ def read_backward_kernel(
     rows = tl.arange(0, members * chunk)
     t, member = rows % chunk, rows // chunk
     lines, passed_there = tl.program_id(0) * chunk + t, for_members(passed, members, chunk)
-    for other in tl.static_range(0, group, members):
+    for other in range(0, group, members):
         there = (lines < time) & (other + member < group)
         places = lines * heads * group + other + member
         y_gradient = take(read_gradient, places * value_width, there, value_width)
