@@ -8,8 +8,8 @@ carried from chunk to chunk, by one product a chunk in each block of value colum
 
 A cell is a chunk of a head of a row of the batch; what passes between kernels is dense, cells first, and of one kind:
 bfloat16 where receptance, key and value are, else float32. Matrix operands are of that kind too, sums float32.
-A transposed operand is a loaded tile turned, or in float32 loaded transposed: Triton 3.6 fails on Hopper on the
-transpose of a product, and has no quick way to turn a tile of 4-byte numbers.
+A transposed operand is a loaded tile, turned in bfloat16 and loaded transposed in float32: Triton 3.6 fails on Hopper
+on the transpose of a product.
 """
 
 from typing import no_type_check
