@@ -12,14 +12,38 @@ BATCH, HEADS, KEY, VALUE = 2, 3, 64, 32
 LEAST_LOG_DECAY = -0.6065
 NAMES = ("receptance", "key", "value", "log_decay", "erase", "write", "initial_state")
 # Relative to the norm of the tensor. float32 in three tf32 products keeps 21 bits, over up to 1000 dependent steps;
-# bfloat16 keeps 8 bits of each gradient and is multiplied with 11.
+# bfloat16 keeps 8 bits of each gradient, of the state that is read and of every operand of a product.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 
 
 @pytest.fixture
-def rule():
+def rule(monkeypatch):
     pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test its delta rule")
+    if not torch.cuda.is_available():
+        interpret_bfloat16(monkeypatch)
     return importlib.import_module("asnn_goose.kernels.delta_triton").delta_rule_triton
+
+
+def interpret_bfloat16(monkeypatch):
+    """Mend Triton's interpreter, which cuts float32 to bfloat16 unrounded and multiplies matrices of its bits."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    language, builder = importlib.import_module("triton.language"), interpreter.InterpreterBuilder
+    cast, dot, brain = builder.cast_impl, builder.create_dot, language.bfloat16
+
+    def rounded(self, source, wanted):
+        if (source.dtype.scalar, wanted.scalar) != (language.float32, brain):
+            return cast(self, source, wanted)
+        bits = torch.from_numpy(source.data.copy()).bfloat16().view(torch.uint16).numpy()
+        return interpreter.TensorHandle(bits, brain)
+
+    def multiplied(self, left, right, *rest):
+        operands = (
+            cast(self, part, language.float32) if part.dtype.scalar == brain else part for part in (left, right)
+        )
+        return dot(self, *operands, *rest)
+
+    monkeypatch.setattr(builder, "cast_impl", rounded)
+    monkeypatch.setattr(builder, "create_dot", multiplied)
 
 
 def inputs(time, group=1, density=1.0, dtype=torch.float32, widths=(KEY, VALUE)):
@@ -81,6 +105,36 @@ def test_silent_and_dense_keys_of_small_inputs_are_those_of_the_loop(rule, densi
     assert_near_the_loop(rule, inputs(20, density=density, widths=(16, 32)))
 
 
+@pytest.mark.parametrize(("time", "group"), [(1, 1), (19, 3), (70, 2), (33, 6)])
+def test_small_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time, group):
+    given = inputs(time, group, dtype=torch.bfloat16, widths=(16, 32))
+    assert_near_the_loop(rule, given, mask(time), dtype=torch.bfloat16)
+
+
+def as_given(tensors, dtype, device="cpu"):
+    """Receptance, key and value in a dtype, the rest in float32."""
+    return [tensor.to(device, dtype if place < 3 else torch.float32) for place, tensor in enumerate(tensors)]
+
+
+def test_a_tile_turned_is_the_tile_loaded_transposed(rule, monkeypatch):
+    module = importlib.import_module("asnn_goose.kernels.delta_triton")
+    given = as_given(inputs(19, 3, dtype=torch.bfloat16, widths=(16, 32)), torch.bfloat16)
+    turned = results(rule, given)
+    monkeypatch.setattr(module, "TURN", False)
+    for name, expected in results(rule, given).items():
+        assert torch.equal(turned[name], expected), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_is_registered_with_the_shapes_and_dtypes_it_returns(rule, dtype):
+    given = as_given(inputs(19, 3, widths=(16, 32)), dtype)
+    checks = "test_schema", "test_autograd_registration", "test_faketensor"
+    operator = torch.ops.asnn_goose.delta_rule.default
+    torch.library.opcheck(operator, tuple(tensor.requires_grad_() for tensor in given), test_utils=checks)
+    read, state, *_ = operator(*given)
+    assert (read.dtype, state.dtype) == (dtype, torch.float32)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("time", [1, 7, 63, 100, 257, 1000])
 @pytest.mark.parametrize("group", [1, 3])
@@ -109,8 +163,15 @@ def test_each_result_alone_has_its_gradients(rule, wanted):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("time", [7, 257])
-def test_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time):
-    assert_near_the_loop(rule, inputs(time, group=3, dtype=torch.bfloat16), dtype=torch.bfloat16)
+@pytest.mark.parametrize("group", [1, 3, 6])
+def test_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time, group):
+    assert_near_the_loop(rule, inputs(time, group, dtype=torch.bfloat16), dtype=torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("widths", [(16, 16), (32, 64), (64, 64), (128, 128), (16, 128)])
+def test_bfloat16_inputs_of_any_width_cost_no_more_than_their_rounding(rule, widths):
+    assert_near_the_loop(rule, inputs(100, 3, dtype=torch.bfloat16, widths=widths), dtype=torch.bfloat16)
 
 
 @pytest.mark.gpu
@@ -142,8 +203,9 @@ def test_any_strides_give_what_dense_inputs_give(rule):
 
 
 @pytest.mark.gpu
-def test_a_compiled_call_is_one_operator_with_the_same_gradients(rule):
-    given = [tensor.to("cuda", torch.float32) for tensor in inputs(100)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_call_is_one_operator_with_the_same_gradients(rule, dtype):
+    given = as_given(inputs(100), dtype, "cuda")
     # Without the shape checks of the test run, which the compiler cannot trace.
     compiled = torch.compile(inspect.unwrap(rule), backend="aot_eager", fullgraph=True, dynamic=False)
     for found, expected in zip(results(compiled, given).values(), results(rule, given).values(), strict=True):
@@ -161,7 +223,7 @@ def test_a_width_or_dtype_without_a_kernel_is_refused(rule):
 
 def test_a_machine_without_triton_is_told_what_to_use_instead(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    for name in ("delta_triton", "delta_triton_kernels"):
+    for name in ("delta_triton", "delta_triton_kernels", "delta_triton_kernels_backward"):
         monkeypatch.delitem(sys.modules, f"asnn_goose.kernels.{name}", raising=False)
     with pytest.raises(MachineError, match=r"needs triton.*choose the torch backend"):
         importlib.import_module("asnn_goose.kernels.delta_triton")

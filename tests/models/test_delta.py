@@ -26,6 +26,13 @@ def test_autocast_leaves_the_state_in_float32():
     assert torch.equal(read, delta_rule(*inputs(5))[0])
 
 
+@pytest.mark.parametrize("time", [1, 5])
+def test_what_is_read_has_the_dtype_of_the_receptance_and_the_state_its_own(time):
+    given = inputs(time)
+    read, state = delta_rule(*(part.bfloat16() for part in given[:3]), *given[3:])
+    assert (read.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_no_step_is_refused():
     with pytest.raises(ValueError, match="at least one step"):
         delta_rule(*inputs(0))

@@ -107,3 +107,13 @@ def test_on_a_gpu_a_sequence_is_its_parts_its_steps_and_its_padded_self(backend)
     padded = torch.cat((torch.randn(2, 9, 64, device="cuda"), x), dim=1)
     valid = torch.arange(79, device="cuda").expand(2, 79) >= 9
     torch.testing.assert_close(mixer(padded, None, valid).residual[:, 9:], whole, rtol=2e-3, atol=2e-4)
+
+
+def test_what_is_read_of_bfloat16_inputs_is_normalized_in_the_dtype_of_the_state():
+    single, x = mixer(spiking=False).float(), noise(2, 5, WIDTH).float()
+    memory = single.initial_memory(x)
+    inputs, _, _ = single.inputs(x, memory)
+    read, _ = single.recall(tuple(part.bfloat16() for part in inputs), single.rates(x), memory.state)
+    assert read.dtype == torch.float32
+    sizes = read.unflatten(-1, (-1, SHAPE.head_width)).square().mean(-1)
+    torch.testing.assert_close(sizes, torch.ones_like(sizes), rtol=0, atol=1e-2)

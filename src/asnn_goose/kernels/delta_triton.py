@@ -6,27 +6,33 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asnn_goose.kernels.delta_triton_kernels import (
+from asnn_goose.kernels.delta_triton_kernels import carry_kernel, read_kernel, solve_kernel
+from asnn_goose.kernels.delta_triton_kernels_backward import (
     carry_backward_kernel,
-    carry_kernel,
     gradients_kernel,
     read_backward_kernel,
-    read_kernel,
-    solve_kernel,
 )
 
 WIDTHS = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16)
-# A matrix unit takes at least 16 steps; 64 would spill hundreds of registers in three of the kernels, 32 in one.
+# A matrix unit takes at least 16 steps.
 LEAST_CHUNK, MOST_CHUNK = 16, 32
 # Columns of values carried by one program: the wider block where even so the 132 multiprocessors of an H200 are busy.
 NARROW, WIDE, ENOUGH_PROGRAMS = 16, 32, 132
-PARALLEL = {"num_warps": 4, "num_stages": 1}
-CARRY = {"num_warps": 4, "num_stages": 2}
-GRADIENTS = {"num_warps": 8, "num_stages": 1}
-# tf32 alone keeps 11 bits: enough beside bfloat16 inputs, not for float32 ones nor for an inverse.
-INVERSE_PRECISION = "tf32x3"
-PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "tf32"}
+# Members of a group that are read by one matrix product in bfloat16.
+MOST_MEMBERS = 4
+# Whether the transpose of a tile in bfloat16 is made from the tile; else it is loaded too.
+TURN = True
+# In bfloat16 at widths to 64; a limit on registers makes room for a second or third program on a multiprocessor.
+MOST_WARPS = 8
+SOLVE = {"num_warps": 4, "num_stages": 1}
+CARRY = {"num_warps": 2, "stages": 3}
+READ = {"num_warps": 4, "num_stages": 1}
+READ_BACKWARD = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
+CARRY_BACKWARD = {"num_warps": 2, "stages": 3}
+GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
+# tf32 alone keeps 11 bits: enough beside bfloat16, not for float32.
+INVERSE_PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "tf32"}
 
 
 def delta_rule_triton(
@@ -39,7 +45,7 @@ def delta_rule_triton(
     initial_state: Float[Tensor, "batch heads value key"],
     valid: Bool[Tensor, "batch time"] | None,
 ) -> tuple[Float[Tensor, "batch time heads group value"], Float[Tensor, "batch heads value key"]]:
-    """As `delta_rule_reference`, differentiable once; float32 results, also of bfloat16 inputs beside a float32 state.
+    """As `delta_rule_reference`, differentiable once; what is read in the receptance's dtype, the state in float32.
 
     Raises:
         ValueError: A head width or a dtype that the kernels are not written for.
@@ -70,18 +76,28 @@ class _Plan:
         self.rows, self.chunks = batch * heads, -(-time // self.chunk)
         columns = value.shape[-1]
         block = WIDE if columns >= WIDE and self.rows * columns // WIDE >= ENOUGH_PROGRAMS else NARROW
-        narrowest = receptance.dtype if key.dtype == value.dtype == receptance.dtype else torch.float32
+        self.kind = receptance.dtype if key.dtype == value.dtype == receptance.dtype else torch.float32
         self.everywhere, self.columns = (self.chunks, self.rows), (columns // block, self.rows)
         self.r, self.k, self.v = receptance.stride()[:4], key.stride()[:3], value.stride()[:3]
-        self.sizes, self.group = (time, heads), group
-        self.constants = {
-            "width": width, "value_width": columns, "chunk": self.chunk, "precision": PRECISION[narrowest],
-        }  # fmt: skip
-        self.carried = self.constants | {"block": block}
+        self.sizes = time, heads
+        stacked = min(MOST_MEMBERS, 1 << (group - 1).bit_length()) if self.kind == torch.bfloat16 else 1
+        self.members = {"group": group, "members": stacked}
+        # Numbers of twice the size, and tiles of twice the width, take twice the threads to hold, and every register.
+        self.warps = (1 if self.kind == torch.bfloat16 else 2) * (1 if max(width, columns) <= 64 else 2)
+        shared = {"width": width, "value_width": columns}
+        self.constants, self.carried = (
+            shared | {"chunk": self.chunk, "turned": TURN and self.kind == torch.bfloat16},
+            shared | {"block": block},
+        )
 
-    def buffer(self, like: Tensor, *shape: int) -> Tensor:
-        """Room for a float32 array of each cell."""
-        return like.new_empty(self.rows * self.chunks, *shape, dtype=torch.float32)
+    def launch(self, settings: dict[str, int]) -> dict[str, int | None]:
+        """The settings of a kernel for this call."""
+        limit = settings.get("maxnreg") if self.warps == 1 else None
+        return settings | {"num_warps": min(MOST_WARPS, settings["num_warps"] * self.warps), "maxnreg": limit}
+
+    def buffer(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Room for an array of each cell, of the kind that passes between kernels or as asked."""
+        return like.new_empty(self.rows * self.chunks, *shape, dtype=dtype or self.kind)
 
 
 def _dense(*tensors: Tensor) -> list[Tensor]:
@@ -93,24 +109,26 @@ def _dense(*tensors: Tensor) -> list[Tensor]:
 def _rule(
     receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, erase: Tensor, write: Tensor,
     initial_state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """What is read and the final state; then what the backward needs: T, T diag(alpha) K, U, states."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What is read and the final state; then what the backward needs: T, E, U, exp(p_last) and the states."""
     r, k, v = _dense(receptance, key, value)
     log_w, a, b, initial = (part.contiguous() for part in (log_decay, erase, write, initial_state))
     plan = _Plan(r, k, v)
-    read, final, solved, by_state, new, states = _results(receptance, key, value)
+    read, final, solved, erasing, new, kept, states = _results(receptance, key, value)
+    added = torch.empty_like(states)
     with torch.cuda.device_of(k):
         solve_kernel[plan.everywhere](
-            k, v, log_w, a, b, solved, by_state, new, *plan.k, *plan.v, *plan.sizes, **plan.constants,
-            levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION, **PARALLEL,
+            k, v, log_w, a, b, solved, erasing, added, kept, *plan.k, *plan.v, *plan.sizes, **plan.constants,
+            levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION[plan.kind], **plan.launch(SOLVE),
         )  # fmt: skip
         carry_kernel[plan.columns](
-            k, log_w, initial, by_state, new, states, final, *plan.k, *plan.sizes, plan.chunks, **plan.carried, **CARRY
+            initial, erasing, added, kept, states, final, plan.chunks, **plan.carried, **plan.launch(CARRY)
         )
         read_kernel[plan.everywhere](
-            r, k, log_w, new, states, read, *plan.r, *plan.k, *plan.sizes, plan.group, **plan.constants, **PARALLEL
-        )
-    return read, final, solved, by_state, new, states
+            r, k, v, log_w, a, b, solved, states, new, read,
+            *plan.r, *plan.k, *plan.v, *plan.sizes, **plan.members, **plan.constants, **plan.launch(READ),
+        )  # fmt: skip
+    return read, final, solved, erasing, new, kept, states
 
 
 def _results(receptance: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -118,11 +136,12 @@ def _results(receptance: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ..
     batch, time, heads, group, width = receptance.shape
     columns, plan = value.shape[-1], _Plan(receptance, key, value)
     return (
-        value.new_empty(batch, time, heads, group, columns, dtype=torch.float32),
+        receptance.new_empty(batch, time, heads, group, columns),
         value.new_empty(batch, heads, columns, width, dtype=torch.float32),
         plan.buffer(key, plan.chunk, plan.chunk),
-        plan.buffer(key, plan.chunk, width),
+        plan.buffer(key, width, width),
         plan.buffer(key, plan.chunk, columns),
+        plan.buffer(key, dtype=torch.float32),
         plan.buffer(key, columns, width),
     )
 
@@ -135,27 +154,29 @@ def _(receptance, key, value, log_decay, erase, write, initial_state):  # type: 
 @torch.library.custom_op("asnn_goose::delta_rule_backward", mutates_args=())
 def _rule_backward(
     receptance: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, erase: Tensor, write: Tensor,
-    solved: Tensor, by_state: Tensor, new: Tensor, states: Tensor, read_gradient: Tensor, state_gradient: Tensor,
+    solved: Tensor, erasing: Tensor, new: Tensor, kept: Tensor, states: Tensor,
+    read_gradient: Tensor, state_gradient: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of the inputs, in their dtypes, and of the initial state."""
     r, k, v = _dense(receptance, key, value)
     log_w, a, b = (part.contiguous() for part in (log_decay, erase, write))
     read_gradient, state_gradient = read_gradient.contiguous(), state_gradient.contiguous()
     plan = _Plan(r, k, v)
-    source, direct, after = torch.empty_like(new), torch.empty_like(states), torch.empty_like(states)
+    source, reached, after = torch.empty_like(new), torch.empty_like(states), torch.empty_like(states)
+    written, decayed = plan.buffer(k, plan.chunk, k.shape[-1]), plan.buffer(k, plan.chunk, dtype=torch.float32)
     *gradients, initial_gradient = _gradients(receptance, key, value, log_decay, erase, write, state_gradient)
     with torch.cuda.device_of(k):
         read_backward_kernel[plan.everywhere](
-            r, k, log_w, read_gradient, source, direct, *plan.r, *plan.k, *plan.sizes, plan.group,
-            **plan.constants, **PARALLEL,
+            r, k, log_w, a, read_gradient, solved, states, new, gradients[0], source, reached, written, decayed,
+            *plan.r, *plan.k, *plan.sizes, **plan.members, **plan.constants, **plan.launch(READ_BACKWARD),
         )  # fmt: skip
         carry_backward_kernel[plan.columns](
-            k, log_w, state_gradient, by_state, direct, source, after, initial_gradient, *plan.k, *plan.sizes,
-            plan.chunks, **plan.carried, **CARRY,
+            state_gradient, erasing, reached, kept, after, initial_gradient, plan.chunks,
+            **plan.carried, **plan.launch(CARRY_BACKWARD),
         )  # fmt: skip
         gradients_kernel[plan.everywhere](
-            r, k, v, log_w, a, b, read_gradient, solved, new, states, source, after, *gradients,
-            *plan.r, *plan.k, *plan.v, *plan.sizes, plan.group, **plan.constants, **GRADIENTS,
+            k, v, log_w, a, b, solved, states, new, source, after, written, decayed, *gradients[1:],
+            *plan.k, *plan.v, *plan.sizes, **plan.constants, **plan.launch(GRADIENTS),
         )  # fmt: skip
     r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient = gradients
     return r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient, initial_gradient
@@ -174,16 +195,16 @@ def _(*tensors):  # type: ignore[no-untyped-def]
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:6], *output[2:])
-    ctx.like = inputs[-1].shape, output[0].shape
+    ctx.like = inputs[-1].shape, output[0].shape, output[0].dtype
 
 
 def _differentiate(ctx: Any, read_gradient: Tensor | None, state_gradient: Tensor | None, *_: None) -> tuple[Any, ...]:
     like = ctx.saved_tensors[-1]
-    state_shape, read_shape = ctx.like
+    state_shape, read_shape, read_dtype = ctx.like
     if read_gradient is None:
-        read_gradient = like.new_zeros(read_shape)
+        read_gradient = like.new_zeros(read_shape, dtype=read_dtype)
     if state_gradient is None:
-        state_gradient = like.new_zeros(state_shape)
+        state_gradient = like.new_zeros(state_shape, dtype=torch.float32)
     return tuple(_rule_backward(*ctx.saved_tensors, read_gradient, state_gradient))
 
 

@@ -39,8 +39,9 @@ def delta_rule(
 ) -> tuple[Float[Tensor, "batch time heads group value"], Float[Tensor, "batch heads value key"]]:
     """What is read after each step, and the state after the last one: what the next call takes as its initial state.
 
-    In the dtype of the state, float32 or float64, also under autocast, because a state is a long sum; receptance, key
-    and value may come in bfloat16, which the Triton form reads as it is.
+    The state keeps its dtype, float32 or float64, also under autocast, because it is a long sum; what is read has the
+    receptance's. Receptance, key and value may come in bfloat16: the Triton form then also multiplies in bfloat16 and
+    sums in float32.
 
     Raises:
         ValueError: Not one step, or the Triton form was asked for what it is not written for.
@@ -49,10 +50,12 @@ def delta_rule(
     if key.shape[1] == 0:
         raise ValueError("the delta rule needs at least one step")
     rule = _rule(backend, key, value)
+    given = [receptance, key, value]
     if rule is not delta_rule_triton:
-        receptance, key, value = (part.to(initial_state.dtype) for part in (receptance, key, value))
+        given = [part.to(initial_state.dtype) for part in given]
     with torch.autocast(key.device.type, enabled=False):
-        return rule(receptance, key, value, log_decay, erase, write, initial_state, valid)
+        read, state = rule(*given, log_decay, erase, write, initial_state, valid)
+    return read.to(receptance.dtype), state
 
 
 def _rule(backend: DeltaBackend, key: Tensor, value: Tensor) -> Rule:

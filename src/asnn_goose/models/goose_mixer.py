@@ -193,6 +193,7 @@ class GooseMixer(nn.Module):
         decay, erase, write = torch.sigmoid(rates.to(state.dtype)).chunk(3, dim=-1)
         log_decay = LEAST_LOG_DECAY * decay
         read, state = delta_rule(*inputs, log_decay, erase, write, state, valid, self.backend)
+        read = read.to(state.dtype)
         normed = read * torch.rsqrt(read.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
         return normed.flatten(2), state
 
