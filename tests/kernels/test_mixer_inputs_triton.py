@@ -1,0 +1,135 @@
+import importlib
+import inspect
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from asnn_goose.errors import MachineError
+
+pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test a mixer's inputs")
+from asnn_goose.kernels.mixer_inputs_triton import SiteEncoding, mixer_inputs_triton
+
+RANGE = (0.01, 10.0)
+# Largest deviation relative to the largest entry: a handful of float32 operations, and sums over 150 tokens of them;
+# then the rounding of results and gradients to bfloat16.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+# A spike flips where |x| lies this near to an edge, relative to the edge: float32 sums decide there.
+EDGE = 1e-4
+TERNARY = SiteEncoding(levels=1, alpha=0.9, limit=1.5, gradient_scale=1.0, scaled=True)
+UNIT = replace(TERNARY, alpha=0.6, scaled=False, limit=math.inf, gradient_scale=0.5)
+FOUR = replace(TERNARY, levels=4, alpha=0.4, limit=4.5)
+MANY = replace(FOUR, levels=8, limit=8.5, scaled=False)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def tables(rows, time, width, seed=0):
+    """Cosine and sine of any angles: rows differ, as where some tokens of a row are padding."""
+    angles = 3 * noise(rows, time, width // 2, seed=seed)
+    return angles.cos(), angles.sin()
+
+
+def given(batch, time, heads, taps=4, rest=0, turned=True):
+    """Projections, taps, tail and tables; some tokens are silent, faint and loud."""
+    read_heads, state_heads, width = heads
+    channels = (read_heads + 2 * state_heads) * width
+    projected = noise(batch, time, channels + rest)
+    if time > 12:
+        projected[0, :5], projected[0, 5:10], projected[-1, 3:8] = 0.0, projected[0, 5:10] * 1e-4, 100.0
+    factors = noise(taps, channels, seed=1)
+    tail = noise(batch, taps - 1, channels, seed=2)
+    return projected, factors, tail, tables(batch, time, width) if turned else None
+
+
+def turn(x, tables):
+    if tables is None:
+        return x
+    cosine, sine = (table.unsqueeze(2) for table in tables)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+def encode(x, encoding):
+    """What the spikes stand for with the straight-through gradient, the spikes, and where no rounding decides them."""
+    size = x.detach().abs()
+    step = 2 * (encoding.alpha * size.mean(-1, keepdim=True)).clamp(*RANGE)
+    z = size / step
+    spikes = x.detach().sign() * (z + 0.5).floor().clamp_max(encoding.levels)
+    clear = ((z - (z.floor() + 0.5)).abs() > EDGE) & ((z - encoding.limit).abs() > EDGE)
+    through = encoding.gradient_scale * (x - x.detach()) / step * (z <= encoding.limit)
+    return (spikes + through) * (step if encoding.scaled else 1.0), spikes, clear
+
+
+def defined(projected, taps, tail, tables, heads, encodings):
+    """r, k, v, the remaining columns and the spikes from the equations alone; then whether all is clear of edges."""
+    count, channels = taps.shape
+    extended = torch.cat((tail.flip(1), projected[..., :channels]), dim=1)
+    time = projected.shape[1]
+    mixed = sum(taps[place] * extended[:, count - 1 - place :][:, :time] for place in range(count))
+    read, state, width = heads[0] * heads[2], heads[1] * heads[2], heads[2]
+    r, k, v = mixed.split((read, state, state), dim=-1)
+    r, k = (turn(part.unflatten(-1, (-1, width)), tables).flatten(2) for part in (r, k))
+    spikes, clear = [], []
+    parts = []
+    for part, encoding in zip((k, v), encodings, strict=True):
+        value, found, far = (part, part[..., :0], None) if encoding is None else encode(part, encoding)
+        parts.append(value)
+        spikes.append(found)
+        clear.append(far)
+    k = parts[0].unflatten(-1, (-1, width))
+    length = k.square().sum(-1, keepdim=True)
+    k = (k * torch.where(length >= 1, length.clamp_min(1).rsqrt(), 1.0)).flatten(2)
+    return (r, k, parts[1], projected[..., channels:]), spikes, clear
+
+
+def results(form, inputs, heads, encodings, incoming, **choices):
+    leaves = [part.detach().requires_grad_() for part in inputs[:3]]
+    found = form(*leaves, inputs[3], heads, encodings, **choices)
+    outputs = found[0] if isinstance(found[0], tuple) else found[:4]
+    sums = sum((output.double() * arriving.to(output.device)).sum() for output, arriving in zip(outputs, incoming))
+    gradients = torch.autograd.grad(sums, leaves)
+    spikes = found[1] if isinstance(found[0], tuple) else found[4:]
+    return [part.detach().double().cpu() for part in (*outputs, *gradients)], [part.cpu() for part in spikes]
+
+
+def assert_as_defined(inputs, heads, encodings, device, dtype=torch.float32):
+    inputs = [inputs[0].to(dtype).double(), inputs[1].float().double(), inputs[2].to(dtype).double(), inputs[3]]
+    truth, spikes, clear = defined(*inputs, heads, encodings)
+    generator = torch.Generator().manual_seed(4)
+    incoming = [torch.randn(part.shape, generator=generator).bfloat16().double() for part in truth]
+    # A key near length 1, and a number at an edge, may fall on either side.
+    for place, far in zip((1, 2), clear, strict=True):
+        if far is not None:
+            whole = far.all(-1, keepdim=True)
+            assert whole.double().mean() > 0.5
+            incoming[place] = incoming[place] * whole
+    true, _ = results(defined, inputs, heads, encodings, incoming)
+    kinds = (dtype, torch.float32, dtype)
+    cast = [part.to(device, kind) for part, kind in zip(inputs, kinds, strict=False)]
+    turned = None if inputs[3] is None else tuple(table.float().to(device) for table in inputs[3])
+    found, found_spikes = results(
+        mixer_inputs_triton, (*cast, turned), heads, encodings, incoming, threshold_range=RANGE, dtype=dtype
+    )
+    for expected, integers, far in zip(spikes, found_spikes, clear, strict=True):
+        assert integers.dtype == torch.int8
+        assert expected.shape == integers.shape
+        assert far is None or torch.equal(expected[far], integers.double()[far])
+    for place, (expected, part) in enumerate(zip(true, found, strict=True)):
+        difference = (expected - part).abs()
+        if place in (1, 2) and clear[place - 1] is not None:
+            difference = difference * clear[place - 1].all(-1, keepdim=True)
+        assert expected.shape == part.shape
+        scale = expected.abs().max() if expected.numel() else 0.0
+        assert not expected.numel() or difference.max() <= TOLERANCE[dtype] * scale, place
+
+
+@pytest.mark.parametrize(
+    ("heads", "batch", "time"), [((3, 1, 16), 2, 1), ((3, 3, 16), 1, 5), ((3, 3, 32), 2, 33), ((3, 1, 64), 1, 33)]
+)
+def test_values_spikes_and_gradients_are_the_defined_ones_at_any_size(heads, batch, time, kernel_device):
+    assert_as_defined(given(batch, time, heads, rest=5), heads, (TERNARY, TERNARY), kernel_device)
