@@ -75,9 +75,11 @@ def test_padding_leaves_state_and_convolution_untouched():
 def test_rotary_positions_turn_receptance_and_key():
     rotary, x = RotaryPositions((1.0, 0.3, 0.1)), noise(1, 6, WIDTH)
     turning = mixer(rotary=rotary)
-    first = turning(x, positions=torch.arange(6).unsqueeze(0)).residual
+    first, second = (
+        turning(x, tables=rotary.tables(torch.arange(6).unsqueeze(0) * pace, x.dtype)).residual for pace in (1, 2)
+    )
     assert torch.equal(first, turning(x).residual)
-    assert not torch.allclose(first, turning(x, positions=torch.arange(6).unsqueeze(0) * 2).residual)
+    assert not torch.allclose(first, second)
     assert not torch.allclose(first, mixer()(x).residual)
 
 

@@ -29,14 +29,14 @@ MOST_LEVELS = 127
 # Up to here, edges are counted; with more levels one division is cheaper.
 COMPARED_LEVELS = 4
 # Numbers of a program's tile and its warps; the gradient's keeps twice as many of each number.
-SITE_NUMBERS, SITE_WARPS = 4_096, 4
+READ_NUMBERS, STATE_NUMBERS, SITE_WARPS = 2_048, 4_096, 4
 BACKWARD_NUMBERS, BACKWARD_WARPS = 2_048, 4
 # Heads of r that a program takes one after the other, for which it reads the angles once.
 MOST_TURNS = 3
 # Half as many numbers of each half of a head as there are bytes: 4 a thread, so that none share a sum of a tap.
 CONVOLUTION_NUMBERS, CONVOLUTION_WARPS = 512, 4
 # Programs stay from their first token to their last, since each leaves a row of partial sums: all fit at once.
-MULTIPROCESSORS, RESIDENT_PROGRAMS = 132, 4
+MULTIPROCESSORS, RESIDENT_PROGRAMS = 132, 3
 # Larger than any |x| in steps, and finite when it is multiplied by one.
 UNLIMITED = 1e30
 
@@ -106,9 +106,7 @@ def mixer_inputs_triton(
     cosine, sine = tables or (None, None)
     choices = [choice for encoding in encodings for choice in _choices(encoding)]
     tail = tail.to(projected.dtype)
-    return MixerInputs(
-        *_inputs(projected, taps, tail, cosine, sine, list(heads), [*choices, *threshold_range], dtype)
-    )
+    return MixerInputs(*_inputs(projected, taps, tail, cosine, sine, list(heads), [*choices, *threshold_range], dtype))
 
 
 def refusal(
@@ -147,15 +145,16 @@ class _Site:
 
     def __init__(self, index: int, heads: list[int], choices: list[float], count: int, turned: bool, rest: int) -> None:
         read_heads, state_heads, width = heads
-        self.index, self.heads = index, read_heads if index == 0 else state_heads
+        self.width, self.heads = width, read_heads if index == 0 else state_heads
         self.start = (0, read_heads, read_heads + state_heads)[index] * width
-        levels, alpha, self.limit, self.gradient_scale, scaled = [0.0] * 5 if index == 0 else choices[5 * index - 5 :][:5]
+        levels, alpha, self.limit, self.gradient_scale, scaled = (
+            [0.0] * 5 if index == 0 else choices[5 * index - 5 :][:5]
+        )
         self.span, self.turns = _power_of_two(self.heads), 1
         if index == 0:
             self.span = min(self.heads & -self.heads, max(1, MOST_HEAD // width))
             self.turns = max(turns for turns in range(1, MOST_TURNS + 1) if self.heads // self.span % turns == 0)
         self.threshold = (alpha, *choices[-2:])
-        self.untouched = index == 2 and not levels
         self.constants: dict[str, Any] = {
             "start": self.start, "heads": self.heads, "half": width // 2, "span": self.span, "count": count,
             "turned": turned and index < 2, "bounded": index == 1, "levels": int(levels),
@@ -165,7 +164,7 @@ class _Site:
 
     def tile(self, numbers: int) -> int:
         """Tokens of a program."""
-        return max(1, numbers // (self.span * 2 * self.constants["half"]))
+        return max(1, numbers // (self.span * self.width))
 
     def grid(self, projected: Tensor, numbers: int) -> tuple[int, int, int]:
         """Programs over tokens, rows and heads."""
@@ -183,7 +182,7 @@ def _table(table: Tensor | None) -> tuple[Tensor | None, int]:
     """A table with neighbouring pairs and tokens, and the distance between its rows: 0 where all are alike."""
     if table is None:
         return None, 0
-    if table.dim() == 3 and table.stride(0) == 0:
+    if table.dim() == 3 and (len(table) == 1 or table.stride(0) == 0):
         table = table[0]
     table = table.contiguous()
     return table, 0 if table.dim() == 2 else table.stride(0)
@@ -208,10 +207,11 @@ def _inputs(
     with _on_device_of(projected):
         for index in range(3):
             site = _Site(index, heads, choices, len(taps), cosine is not None, rest.shape[2])
-            site_kernel[site.grid(projected, SITE_NUMBERS)](
+            numbers = STATE_NUMBERS if index else READ_NUMBERS
+            site_kernel[site.grid(projected, numbers)](
                 flat, taps, tail, cosine, sine, made[index], spikes[index], rest,
                 projected.shape[1], flat.stride(0), distance, taps.shape[1], *site.threshold,
-                turns=site.turns, tokens=site.tile(SITE_NUMBERS), num_warps=SITE_WARPS, **site.constants,
+                turns=site.turns, tokens=site.tile(numbers), num_warps=SITE_WARPS, **site.constants,
             )  # fmt: skip
     return results
 
@@ -253,7 +253,7 @@ def _inputs_backward(
     read, state, half = heads[0] * heads[2], heads[1] * heads[2], heads[2] // 2
     gradient, tail_gradient = projected.new_empty(projected.shape), torch.empty_like(tail)
     convolved = projected.new_empty(batch, time, 2 * state)
-    tokens = max(_power_of_two(count), CONVOLUTION_NUMBERS // half)
+    tokens = CONVOLUTION_NUMBERS // half
     programs = max(1, MULTIPROCESSORS * RESIDENT_PROGRAMS // (heads[0] + 2 * heads[1]))
     programs = min(programs, batch * -(-(time + count - 1) // tokens))
     partial = taps.new_empty(programs, count, channels)
@@ -268,7 +268,7 @@ def _inputs_backward(
         convolution_backward_kernel[programs, heads[0] + 2 * heads[1]](
             flat, taps, tail, cosine, sine, read_arriving, convolved, gradient, tail_gradient, partial,
             batch, time, flat.stride(0), distance, read, state, channels, columns,
-            half=half, tokens=tokens, count=count, counted=_power_of_two(count), turned=cosine is not None,
+            half=half, tokens=tokens, count=count, turned=cosine is not None,
             num_warps=CONVOLUTION_WARPS,
         )  # fmt: skip
     return gradient, partial.sum(0), tail_gradient

@@ -46,6 +46,15 @@ def _convolved(x, taps, tail, first, time, at, channel, inside, stride, channels
 
 @triton.jit
 @no_type_check
+def _angles(cosine, sine, row, step, token, part, distance, half: tl.constexpr, there):
+    """Cosine and sine of tokens `step + token` of one row, whose tables lie `distance` numbers apart."""
+    begin, places = row * distance + step * half, token * half + part
+    cos = tl.load(cosine + begin + places, mask=there, other=0.0)
+    return cos, tl.load(sine + begin + places, mask=there, other=0.0)
+
+
+@triton.jit
+@no_type_check
 def _threshold(y, z, share, alpha, least, most):
     """Each token's threshold from both halves of all its heads; none where a number is none, for guards to see."""
     mean = tl.sum(tl.sum(tl.abs(y) + tl.abs(z), 2), 1) * share
@@ -87,11 +96,11 @@ def site_kernel(
     x += (row * time + first) * stride
     tail += row * (count - 1) * channels
     width: tl.constexpr = heads * 2 * half
-    out = (row * time + first) * width
+    made += (row * time + first) * width
+    if levels > 0:
+        spikes += (row * time + first) * width
     if turned:
-        places = row * table_stride + (first + at) * half + part
-        cos = tl.load(cosine + places, mask=first + at < time, other=0.0)
-        sin = tl.load(sine + places, mask=first + at < time, other=0.0)
+        cos, sin = _angles(cosine, sine, row, first, at, part, table_stride, half, first + at < time)
     for turn in range(turns):
         head = (tl.program_id(2) * turns + turn) * span + tl.arange(0, span)[None, :, None]
         inside = head < heads
@@ -101,7 +110,7 @@ def site_kernel(
         if turned:
             y, z = y * cos - z * sin, z * cos + y * sin
         there = inside & (first + at < time)
-        places = out + at * width + head * 2 * half + part
+        places = at * width + head * 2 * half + part
         if levels > 0:
             theta = _threshold(y, z, 1.0 / width, alpha, least, most)
             y, z = _spikes(y, theta, levels, compared), _spikes(z, theta, levels, compared)
@@ -118,7 +127,8 @@ def site_kernel(
         token, column = tl.arange(0, tokens)[:, None], tl.arange(0, rest_block)[None, :]
         there = (first + token < time) & (column < rest_width)
         found = tl.load(x + token * stride + channels + column, mask=there)
-        tl.store(rest + (row * time + first) * rest_width + token * rest_width + column, found, mask=there)
+        rest += (row * time + first) * rest_width
+        tl.store(rest + token * rest_width + column, found, mask=there)
 
 
 @triton.jit
@@ -138,13 +148,12 @@ def site_backward_kernel(
     inside = head < heads
     there = inside & (first + at < time)
     width: tl.constexpr = heads * 2 * half
-    places = (row * time + first) * width + at * width + head * 2 * half + part
+    arriving += (row * time + first) * width
+    places = at * width + head * 2 * half + part
     flow = tl.load(arriving + places, mask=there, other=0.0).to(tl.float32)
     drift = tl.load(arriving + places + half, mask=there, other=0.0).to(tl.float32)
     if turned:
-        places = row * table_stride + (first + at) * half + part
-        cos = tl.load(cosine + places, mask=first + at < time, other=0.0)
-        sin = tl.load(sine + places, mask=first + at < time, other=0.0)
+        cos, sin = _angles(cosine, sine, row, first, at, part, table_stride, half, first + at < time)
     if bounded or levels > 0:
         x += (row * time + first) * stride
         tail += row * (count - 1) * channels
@@ -159,7 +168,7 @@ def site_backward_kernel(
             # Zero as a multiple of the factor: what is not a number is not cut off either.
             factor = gradient_scale if scaled else gradient_scale / (2.0 * theta)
             factor = tl.where(theta > 0, factor, float("nan"))
-            passed, let = tl.where(tl.abs(y) <= edge, factor, 0.0 * factor), tl.where(tl.abs(z) <= edge, factor, 0.0 * factor)
+            passed, passed_z = tl.abs(y) <= edge, tl.abs(z) <= edge
         if bounded:
             if levels > 0:
                 y, z = _spikes(y, theta, levels, compared), _spikes(z, theta, levels, compared)
@@ -172,25 +181,85 @@ def site_backward_kernel(
             inverse = inverse[:, :, None]
             flow, drift = flow * inverse - along * y, drift * inverse - along * z
         if levels > 0:
-            flow, drift = flow * passed, drift * let
+            flow *= tl.where(passed, factor, 0.0 * factor)
+            drift *= tl.where(passed_z, factor, 0.0 * factor)
     if turned:
         flow, drift = flow * cos + drift * sin, drift * cos - flow * sin
-    places = (row * time + first) * 2 * width + at * 2 * width + place * width + head * 2 * half + part
+    gradient += (row * time + first) * 2 * width
+    places = (2 * at + place) * width + head * 2 * half + part
     tl.store(gradient + places, flow.to(gradient.dtype.element_ty), mask=there)
     tl.store(gradient + places + half, drift.to(gradient.dtype.element_ty), mask=there)
     if rest_width > 0:
         token, column = tl.arange(0, tokens)[:, None], tl.arange(0, rest_block)[None, :]
         there = (first + token < time) & (column < rest_width)
-        found = tl.load(rest_arriving + (row * time + first) * rest_width + token * rest_width + column, mask=there)
-        places = (row * time + first) * (channels + rest_width) + token * (channels + rest_width) + channels + column
-        tl.store(rest_gradient + places, found.to(rest_gradient.dtype.element_ty), mask=there)
+        rest_arriving += (row * time + first) * rest_width
+        rest_gradient += (row * time + first) * (channels + rest_width) + channels
+        found = tl.load(rest_arriving + token * rest_width + column, mask=there)
+        tl.store(rest_gradient + token * (channels + rest_width) + column, found, mask=there)
 
 
 @triton.jit
 @no_type_check
-def _ahead(arriving, width, at, place, column, there):
-    """What arrives at the tokens `place` behind those at `at`, as (place token channel)."""
-    return tl.load(arriving + (at + place) * width + column, mask=there, other=0.0).to(tl.float32)
+def _arriving(source, width, at, column, there, cosine, sine, begin, part, half: tl.constexpr, turned: tl.constexpr):
+    """Both halves of what arrives at tokens `at`, turned back where it was turned."""
+    y = tl.load(source + (at * width + column), mask=there, other=0.0).to(tl.float32)
+    z = tl.load(source + (at * width + column + half), mask=there, other=0.0).to(tl.float32)
+    if turned:
+        cos = tl.load(cosine + begin + (at * half + part), mask=there, other=0.0)
+        sin = tl.load(sine + begin + (at * half + part), mask=there, other=0.0)
+        y, z = y * cos + z * sin, z * cos - y * sin
+    return y, z
+
+
+@triton.jit
+@no_type_check
+def _head_backward(
+    x, taps, tail, cosine, sine, arriving, gradient, tail_gradient, partial,
+    rows, time, stride, table_stride, width, channel, column, channels, columns,
+    half: tl.constexpr, tokens: tl.constexpr, count: tl.constexpr, turned: tl.constexpr,
+):  # fmt: skip
+    """One head's part of the kernel below: `channel` counts those of all sites, `column` those of what arrives."""
+    at, part = tl.arange(0, tokens)[:, None], tl.arange(0, half)[None, :]
+    factors, sums = (), ()
+    for place in tl.static_range(count):
+        factors += (tl.load(taps + place * channels + channel), tl.load(taps + place * channels + channel + half))
+        sums += (tl.zeros((tokens, half), tl.float32), tl.zeros((tokens, half), tl.float32))
+    tiles = tl.cdiv(time + count - 1, tokens)
+    for tile in range(tl.program_id(0), rows * tiles, tl.num_programs(0)):
+        row, first = (tile // tiles).to(tl.int64), (tile % tiles) * tokens - (count - 1)
+        begin, token = row * time + first, first + at
+        given = (token >= 0) & (token < time)
+        places = x + begin * stride + (at * stride + channel)
+        y = tl.load(places, mask=given, other=0.0).to(tl.float32)
+        z = tl.load(places + half, mask=given, other=0.0).to(tl.float32)
+        past = row * (count - 1) * channels + ((-1 - token) * channels + channel)
+        if count > 1:
+            if first < 0:
+                y += tl.load(tail + past, mask=token < 0, other=0.0).to(tl.float32)
+                z += tl.load(tail + past + half, mask=token < 0, other=0.0).to(tl.float32)
+        found, found_z = tl.zeros((tokens, half), tl.float32), tl.zeros((tokens, half), tl.float32)
+        later = ()
+        for place in tl.static_range(count):
+            there = (token + place >= 0) & (token + place < time)
+            flow, drift = _arriving(
+                arriving + begin * width, width, at + place, column, there,
+                cosine, sine, row * table_stride + first * half, part, half, turned,
+            )  # fmt: skip
+            found += factors[2 * place] * flow
+            found_z += factors[2 * place + 1] * drift
+            later += (sums[2 * place] + flow * y, sums[2 * place + 1] + drift * z)
+        sums = later
+        places = gradient + begin * columns + (at * columns + channel)
+        tl.store(places, found.to(gradient.dtype.element_ty), mask=given)
+        tl.store(places + half, found_z.to(gradient.dtype.element_ty), mask=given)
+        if count > 1:
+            if first < 0:
+                tl.store(tail_gradient + past, found.to(tail_gradient.dtype.element_ty), mask=token < 0)
+                tl.store(tail_gradient + past + half, found_z.to(tail_gradient.dtype.element_ty), mask=token < 0)
+    for place in tl.static_range(count):
+        places = partial + (tl.program_id(0) * count + place) * channels + channel
+        tl.store(places, tl.sum(sums[2 * place], 0)[None, :])
+        tl.store(places + half, tl.sum(sums[2 * place + 1], 0)[None, :])
 
 
 @triton.jit
@@ -198,7 +267,7 @@ def _ahead(arriving, width, at, place, column, there):
 def convolution_backward_kernel(
     x, taps, tail, cosine, sine, read_arriving, arriving, gradient, tail_gradient, partial,
     rows, time, stride, table_stride, read_width, state_width, channels, columns,
-    half: tl.constexpr, tokens: tl.constexpr, count: tl.constexpr, counted: tl.constexpr, turned: tl.constexpr,
+    half: tl.constexpr, tokens: tl.constexpr, count: tl.constexpr, turned: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one head's projections and tail, and each program's sum of those of its taps.
 
@@ -206,48 +275,17 @@ def convolution_backward_kernel(
     `site_backward_kernel`. Tokens are counted from the tail's earliest on, which precedes a row's first. A thread keeps
     its own sums of the taps' gradients until its last token: only then do threads wait for each other.
     """
-    place, at = tl.arange(0, counted)[:, None, None], tl.arange(0, tokens)[None, :, None]
-    part = tl.arange(0, half)[None, None, :]
-    column = tl.program_id(1) * 2 * half + part
-    known = place < count
-    factor = tl.load(taps + place * channels + column, mask=known, other=0.0)
-    factor_z = tl.load(taps + place * channels + column + half, mask=known, other=0.0)
-    sums, sums_z = tl.zeros((counted, tokens, half), tl.float32), tl.zeros((counted, tokens, half), tl.float32)
-    tiles = tl.cdiv(time + count - 1, tokens)
-    for tile in range(tl.program_id(0), rows * tiles, tl.num_programs(0)):
-        row, first = (tile // tiles).to(tl.int64), (tile % tiles) * tokens - (count - 1)
-        begin, token = row * time + first, first + at
-        there = known & (token + place >= 0) & (token + place < time)
-        given = (token >= 0) & (token < time)
-        y = tl.load(x + begin * stride + at * stride + column, mask=given, other=0.0).to(tl.float32)
-        z = tl.load(x + begin * stride + at * stride + column + half, mask=given, other=0.0).to(tl.float32)
-        if tl.program_id(1) * 2 * half < read_width:
-            source = read_arriving + begin * read_width
-            flow = _ahead(source, read_width, at, place, column, there)
-            drift = _ahead(source, read_width, at, place, column + half, there)
-            if turned:
-                places = row * table_stride + (token + place) * half + part
-                cos = tl.load(cosine + places, mask=there, other=0.0)
-                sin = tl.load(sine + places, mask=there, other=0.0)
-                flow, drift = flow * cos + drift * sin, drift * cos - flow * sin
-        else:
-            source = arriving + begin * 2 * state_width - read_width
-            flow = _ahead(source, 2 * state_width, at, place, column, there)
-            drift = _ahead(source, 2 * state_width, at, place, column + half, there)
-        found, found_z = tl.sum(factor * flow, 0)[None, :, :], tl.sum(factor_z * drift, 0)[None, :, :]
-        places = gradient + begin * columns + at * columns + column
-        tl.store(places, found.to(gradient.dtype.element_ty), mask=given)
-        tl.store(places + half, found_z.to(gradient.dtype.element_ty), mask=given)
-        if count > 1:
-            if first < 0:
-                earlier = token < 0
-                places = (row * (count - 1) - 1 - token) * channels + column
-                y += tl.load(tail + places, mask=earlier, other=0.0).to(tl.float32)
-                z += tl.load(tail + places + half, mask=earlier, other=0.0).to(tl.float32)
-                tl.store(tail_gradient + places, found.to(tail_gradient.dtype.element_ty), mask=earlier)
-                tl.store(tail_gradient + places + half, found_z.to(tail_gradient.dtype.element_ty), mask=earlier)
-        sums += flow * y
-        sums_z += drift * z
-    places = partial + (tl.program_id(0) * count + place) * channels + column
-    tl.store(places, tl.sum(sums, 1)[:, None, :], mask=known)
-    tl.store(places + half, tl.sum(sums_z, 1)[:, None, :], mask=known)
+    # Four channels a thread: twice as many would be read at once, and leave no registers.
+    channel = tl.program_id(1) * 2 * half + tl.max_contiguous(tl.arange(0, half), 4)[None, :]
+    if tl.program_id(1) * 2 * half < read_width:
+        _head_backward(
+            x, taps, tail, cosine, sine, read_arriving, gradient, tail_gradient, partial,
+            rows, time, stride, table_stride, read_width, channel, channel, channels, columns,
+            half, tokens, count, turned,
+        )  # fmt: skip
+    else:
+        _head_backward(
+            x, taps, tail, cosine, sine, arriving, gradient, tail_gradient, partial,
+            rows, time, stride, table_stride, 2 * state_width, channel, channel - read_width, channels, columns,
+            half, tokens, count, False,
+        )  # fmt: skip

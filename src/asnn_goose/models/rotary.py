@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+Tables = tuple[Float[Tensor, "rows time pairs"], Float[Tensor, "rows time pairs"]]
+"""Cosine and sine of each pair's angle; one row serves a batch whose rows have the same positions."""
+
 
 class RotaryPositions(nn.Module):
     """Turns the two halves of a head against each other by angles that grow with the position (Su et al. 2021).
@@ -18,14 +21,19 @@ class RotaryPositions(nn.Module):
         # Not a buffer: the angles must not lose digits where a model is cast to half precision.
         self.inverse_frequencies, self.scaling = inverse_frequencies, scaling
 
-    def forward(
-        self, x: Float[Tensor, "batch time heads head"], positions: Int[Tensor, "batch time"]
-    ) -> Float[Tensor, "batch time heads head"]:
-        """The heads, turned; angles are computed in at least float32."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        rates = torch.tensor(self.inverse_frequencies, dtype=dtype, device=x.device)
-        angles = (positions.to(dtype).unsqueeze(-1) * rates).unsqueeze(2)  # batch time 1 pairs
-        cosine, sine = angles.cos() * self.scaling, angles.sin() * self.scaling
-        first, second = x.to(dtype).chunk(2, dim=-1)
-        turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
-        return turned.to(x.dtype)
+    def tables(self, positions: Int[Tensor, "batch time"], dtype: torch.dtype) -> Tables:
+        """Cosine and sine for inputs of the given dtype, in at least float32; rows are computed once if all are one."""
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        if positions.stride(0) == 0:
+            positions = positions[:1]
+        rates = torch.tensor(self.inverse_frequencies, dtype=dtype, device=positions.device)
+        angles = positions.to(dtype).unsqueeze(-1) * rates  # rows time pairs
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+
+def turn(x: Float[Tensor, "batch time heads head"], tables: Tables) -> Float[Tensor, "batch time heads head"]:
+    """The heads, turned, computed in the tables' dtype."""
+    cosine, sine = (table.unsqueeze(2) for table in tables)  # rows time 1 pairs
+    first, second = x.to(cosine.dtype).chunk(2, dim=-1)
+    turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    return turned.to(x.dtype)
