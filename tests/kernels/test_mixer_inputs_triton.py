@@ -1,5 +1,4 @@
 import importlib
-import inspect
 import math
 import sys
 from dataclasses import replace
@@ -10,6 +9,7 @@ import torch
 from asnn_goose.errors import MachineError
 
 pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test a mixer's inputs")
+from asnn_goose.kernels import mixer_inputs_triton as mixer_inputs_triton_module
 from asnn_goose.kernels.mixer_inputs_triton import SiteEncoding, mixer_inputs_triton
 
 RANGE = (0.01, 10.0)
@@ -21,6 +21,8 @@ EDGE = 1e-4
 TERNARY = SiteEncoding(levels=1, alpha=0.9, limit=1.5, gradient_scale=1.0, scaled=True)
 UNIT = replace(TERNARY, alpha=0.6, scaled=False, limit=math.inf, gradient_scale=0.5)
 FOUR = replace(TERNARY, levels=4, alpha=0.4, limit=4.5)
+NEVER, ALWAYS = replace(TERNARY, alpha=1e4), replace(UNIT, alpha=0.0)
+SMALL = (3, 1, 16)
 MANY = replace(FOUR, levels=8, limit=8.5, scaled=False)
 
 
@@ -91,7 +93,9 @@ def results(form, inputs, heads, encodings, incoming, **choices):
     leaves = [part.detach().requires_grad_() for part in inputs[:3]]
     found = form(*leaves, inputs[3], heads, encodings, **choices)
     outputs = found[0] if isinstance(found[0], tuple) else found[:4]
-    sums = sum((output.double() * arriving.to(output.device)).sum() for output, arriving in zip(outputs, incoming))
+    sums = sum(
+        (output.double() * arriving.to(output.device)).sum() for output, arriving in zip(outputs, incoming, strict=True)
+    )
     gradients = torch.autograd.grad(sums, leaves)
     spikes = found[1] if isinstance(found[0], tuple) else found[4:]
     return [part.detach().double().cpu() for part in (*outputs, *gradients)], [part.cpu() for part in spikes]
@@ -129,7 +133,132 @@ def assert_as_defined(inputs, heads, encodings, device, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("heads", "batch", "time"), [((3, 1, 16), 2, 1), ((3, 3, 16), 1, 5), ((3, 3, 32), 2, 33), ((3, 1, 64), 1, 33)]
+    ("heads", "batch", "time"), [((3, 1, 16), 2, 1), ((3, 3, 16), 1, 5), ((3, 3, 32), 1, 33), ((3, 1, 64), 1, 33)]
 )
 def test_values_spikes_and_gradients_are_the_defined_ones_at_any_size(heads, batch, time, kernel_device):
     assert_as_defined(given(batch, time, heads, rest=5), heads, (TERNARY, TERNARY), kernel_device)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3, 7])
+@pytest.mark.parametrize("turned", [True, False])
+def test_any_number_of_taps_with_and_without_positions(taps, turned, kernel_device):
+    assert_as_defined(given(2, 5, SMALL, taps, turned=turned), SMALL, (TERNARY, TERNARY), kernel_device)
+
+
+@pytest.mark.parametrize(
+    "encodings",
+    [(None, None), (TERNARY, None), (None, TERNARY), (UNIT, UNIT), (FOUR, UNIT), (MANY, FOUR), (NEVER, ALWAYS)],
+)
+def test_any_encoding_of_either_site(encodings, kernel_device):
+    assert_as_defined(given(1, 20, SMALL), SMALL, encodings, kernel_device)
+
+
+@pytest.mark.parametrize(("encodings", "density"), [((NEVER, NEVER), 0.0), ((ALWAYS, ALWAYS), 1.0)])
+def test_thresholds_far_below_or_above_make_all_spike_or_none(encodings, density, kernel_device):
+    projected, taps, tail, _ = given(1, 3, SMALL)
+    parts = [part.float().to(kernel_device) for part in (projected, taps, tail)]
+    made = mixer_inputs_triton(*parts, None, SMALL, encodings, RANGE, torch.float32)
+    assert all((part != 0).float().mean().item() == density for part in (made.key_spikes, made.value_spikes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("encodings", [(None, None), (TERNARY, UNIT)])
+def test_half_width_inputs_lose_only_their_rounding(dtype, encodings, kernel_device):
+    assert_as_defined(given(2, 33, SMALL, rest=3), SMALL, encodings, kernel_device, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [(9, 3, 64), (8, 8, 32), (32, 8, 64), (4, 2, 128)])
+@pytest.mark.parametrize("encodings", [(None, None), (TERNARY, TERNARY), (FOUR, UNIT)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_spikes_and_gradients_are_the_defined_ones_of_many_tokens(heads, encodings, dtype):
+    assert_as_defined(given(3, 515, heads, rest=48), heads, encodings, "cuda", dtype)
+
+
+@pytest.mark.parametrize("resident", [1, 4])
+def test_few_programs_sum_the_gradients_of_many_tokens(resident, kernel_device, monkeypatch):
+    monkeypatch.setattr(mixer_inputs_triton_module, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(mixer_inputs_triton_module, "RESIDENT_PROGRAMS", 5 * resident)
+    assert_as_defined(given(2, 70, SMALL), SMALL, (TERNARY, TERNARY), kernel_device)
+
+
+def test_shared_tables_serve_all_rows(kernel_device):
+    projected, taps, tail, (cosine, sine) = given(2, 5, SMALL)
+    parts = [part.float().to(kernel_device) for part in (projected, taps, tail)]
+    one = [table[:1].float().to(kernel_device) for table in (cosine, sine)]
+    rest = SMALL, (TERNARY, TERNARY), RANGE, torch.float32
+    expected = mixer_inputs_triton(*parts, tuple(table.repeat(2, 1, 1) for table in one), *rest)
+    for shared in (one, [table[0] for table in one], [table.expand(2, -1, -1) for table in one]):
+        found = mixer_inputs_triton(*parts, tuple(shared), *rest)
+        assert all(torch.equal(part, true) for part, true in zip(found, expected, strict=True))
+
+
+def test_rows_may_lie_at_any_distance(kernel_device):
+    projected, taps, tail, _ = given(2, 5, SMALL)
+    wide = torch.cat((projected, projected), dim=-1).float().to(kernel_device)
+    parts = [part.float().to(kernel_device) for part in (taps, tail)]
+    rest = None, SMALL, (TERNARY, None), RANGE, torch.float32
+    columns = projected.shape[-1]
+    found, expected = (
+        mixer_inputs_triton(part, *parts, *rest) for part in (wide[..., :columns], projected.float().to(kernel_device))
+    )
+    assert all(torch.equal(part, true) for part, true in zip(found, expected, strict=True))
+
+
+def test_silent_tokens_stay_finite_forward_and_backward(kernel_device):
+    projected, taps, tail, tables = given(1, 5, SMALL)
+    parts = [part.to(kernel_device).float().requires_grad_() for part in (projected * 0, taps, tail * 0)]
+    tables = tuple(table.float().to(kernel_device) for table in tables)
+    made = mixer_inputs_triton(*parts, tables, SMALL, (TERNARY, UNIT), RANGE, torch.float32)
+    gradients = torch.autograd.grad(sum(part.sum() for part in made[:4]), parts)
+    assert made.key_spikes.count_nonzero() == made.value_spikes.count_nonzero() == 0
+    assert all(part.isfinite().all() for part in (*made, *gradients))
+
+
+def test_a_token_that_is_no_number_becomes_one_for_guards_to_see(kernel_device):
+    projected, taps, tail, _ = given(1, 3, SMALL, taps=1)
+    projected[0, 1] = math.nan
+    parts = [part.float().to(kernel_device) for part in (projected, taps, tail)]
+    made = mixer_inputs_triton(*parts, None, SMALL, (TERNARY, UNIT), RANGE, torch.float32)
+    for part in (made.key, made.value):
+        assert part[0, 1].isnan().all()
+        assert part[0, ::2].isfinite().all()
+    assert made.key_spikes[0, 1].count_nonzero() == 0
+
+
+def test_what_has_no_gradient_arriving_has_none_leaving(kernel_device):
+    projected, taps, tail, _ = given(1, 5, SMALL, rest=3)
+    parts = [part.to(kernel_device).float().requires_grad_() for part in (projected, taps, tail)]
+    made = mixer_inputs_triton(*parts, None, SMALL, (TERNARY, None), RANGE, torch.float32)
+    gradient, of_taps, _ = torch.autograd.grad(made.rest.sum(), parts)
+    channels = taps.shape[1]
+    assert gradient[..., :channels].count_nonzero() == of_taps.count_nonzero() == 0
+    assert torch.equal(gradient[..., channels:], torch.ones_like(gradient[..., channels:]))
+
+
+@pytest.mark.parametrize(
+    ("heads", "encoding", "dtype", "message"),
+    [
+        ((3, 1, 24), None, torch.float32, "powers of two from 16 to 256 as width of a head, got 24"),
+        ((3, 1, 8), None, torch.float32, "powers of two from 16 to 256"),
+        ((16, 16, 256), None, torch.float32, "at most 2048 channels of k, got 16 heads of 256"),
+        (SMALL, replace(TERNARY, levels=200), torch.float32, "1 to 127 levels"),
+        (SMALL, None, torch.float64, r"float32 or bfloat16 projections and float32 taps, got torch\.float64"),
+    ],
+)
+def test_what_the_kernels_are_not_written_for_is_refused(heads, encoding, dtype, message):
+    channels = (heads[0] + 2 * heads[1]) * heads[2]
+    projected, taps, tail = (
+        torch.zeros(1, 2, channels, dtype=dtype),
+        torch.zeros(1, channels),
+        torch.zeros(1, 0, channels),
+    )
+    with pytest.raises(ValueError, match=message):
+        mixer_inputs_triton(projected, taps, tail, None, heads, (encoding, None), RANGE, torch.float32)
+
+
+def test_without_triton_the_module_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "asnn_goose.kernels.mixer_inputs_triton_kernels")
+    with pytest.raises(MachineError, match="let the mixer take its torch form"):
+        importlib.import_module("asnn_goose.kernels.mixer_inputs_triton_kernels")

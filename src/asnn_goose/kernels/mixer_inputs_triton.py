@@ -280,7 +280,7 @@ def _(projected, taps, tail, *_):  # type: ignore[no-untyped-def]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, heads, choices, dtype = inputs
+    *tensors, heads, choices, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[4:])
     ctx.save_for_backward(*tensors)

@@ -34,13 +34,12 @@ def _convolved(x, taps, tail, first, time, at, channel, inside, stride, channels
         factor = tl.load(taps + place * channels + channel, mask=inside, other=0.0)
         there = present & (first + at >= place)
         mixed += factor * tl.load(x + (at - place) * stride + channel, mask=there, other=0.0).to(tl.float32)
-    if count > 1:
-        if first < count - 1:
-            for place in tl.static_range(1, count):
-                factor = tl.load(taps + place * channels + channel, mask=inside, other=0.0)
-                behind = place - 1 - first - at
-                places = tail + behind * channels + channel
-                mixed += factor * tl.load(places, mask=present & (behind >= 0), other=0.0).to(tl.float32)
+    if first < count - 1:
+        for place in tl.static_range(1, count):
+            factor = tl.load(taps + place * channels + channel, mask=inside, other=0.0)
+            behind = place - 1 - first - at
+            places = tail + behind * channels + channel
+            mixed += factor * tl.load(places, mask=present & (behind >= 0), other=0.0).to(tl.float32)
     return mixed
 
 
@@ -233,10 +232,9 @@ def _head_backward(
         y = tl.load(places, mask=given, other=0.0).to(tl.float32)
         z = tl.load(places + half, mask=given, other=0.0).to(tl.float32)
         past = row * (count - 1) * channels + ((-1 - token) * channels + channel)
-        if count > 1:
-            if first < 0:
-                y += tl.load(tail + past, mask=token < 0, other=0.0).to(tl.float32)
-                z += tl.load(tail + past + half, mask=token < 0, other=0.0).to(tl.float32)
+        if first < 0:
+            y += tl.load(tail + past, mask=token < 0, other=0.0).to(tl.float32)
+            z += tl.load(tail + past + half, mask=token < 0, other=0.0).to(tl.float32)
         found, found_z = tl.zeros((tokens, half), tl.float32), tl.zeros((tokens, half), tl.float32)
         later = ()
         for place in tl.static_range(count):
@@ -252,10 +250,9 @@ def _head_backward(
         places = gradient + begin * columns + (at * columns + channel)
         tl.store(places, found.to(gradient.dtype.element_ty), mask=given)
         tl.store(places + half, found_z.to(gradient.dtype.element_ty), mask=given)
-        if count > 1:
-            if first < 0:
-                tl.store(tail_gradient + past, found.to(tail_gradient.dtype.element_ty), mask=token < 0)
-                tl.store(tail_gradient + past + half, found_z.to(tail_gradient.dtype.element_ty), mask=token < 0)
+        if first < 0:
+            tl.store(tail_gradient + past, found.to(tail_gradient.dtype.element_ty), mask=token < 0)
+            tl.store(tail_gradient + past + half, found_z.to(tail_gradient.dtype.element_ty), mask=token < 0)
     for place in tl.static_range(count):
         places = partial + (tl.program_id(0) * count + place) * channels + channel
         tl.store(places, tl.sum(sums[2 * place], 0)[None, :])

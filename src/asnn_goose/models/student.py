@@ -31,7 +31,7 @@ class GooseOutput(ModelOutput):
         last_hidden_state: After the final norm, [batch time width].
         past_key_values: The cache to continue from, if asked for.
         hidden_states: Embedding output, then every block's output, if asked for.
-        spikes: For each block a mapping of site to integer spikes [batch time width], if asked for.
+        spikes: For each block a mapping of site to integer spikes [batch time width] in any dtype, if asked for.
     """
 
     loss: Tensor | None = None
