@@ -246,7 +246,7 @@ def test_what_has_no_gradient_arriving_has_none_leaving(kernel_device):
         (SMALL, None, torch.float64, r"float32 or bfloat16 projections and float32 taps, got torch\.float64"),
     ],
 )
-def test_what_the_kernels_are_not_written_for_is_refused(heads, encoding, dtype, message):
+def test_sizes_and_dtypes_without_a_kernel_are_refused(heads, encoding, dtype, message):
     channels = (heads[0] + 2 * heads[1]) * heads[2]
     projected, taps, tail = (
         torch.zeros(1, 2, channels, dtype=dtype),
@@ -255,6 +255,11 @@ def test_what_the_kernels_are_not_written_for_is_refused(heads, encoding, dtype,
     )
     with pytest.raises(ValueError, match=message):
         mixer_inputs_triton(projected, taps, tail, None, heads, (encoding, None), RANGE, torch.float32)
+
+
+def test_more_taps_than_a_thread_can_keep_are_refused():
+    with pytest.raises(ValueError, match="at most 8 taps, got 9"):
+        mixer_inputs_triton(*given(1, 2, SMALL, taps=9), SMALL, (None, None), RANGE, torch.float32)
 
 
 def test_without_triton_the_module_says_what_to_do(monkeypatch):

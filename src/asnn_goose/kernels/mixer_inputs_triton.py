@@ -24,16 +24,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 LEAST_HEAD, MOST_HEAD = 16, 256
 # A token's k lies in one program's registers, its heads rounded up to a power of two.
 MOST_STATE_WIDTH = 2_048
-# Spikes leave in int8.
-MOST_LEVELS = 127
+# Spikes leave in int8; a thread keeps the gradients of all taps of its channels.
+MOST_LEVELS, MOST_TAPS = 127, 8
 # Up to here, edges are counted; with more levels one division is cheaper.
 COMPARED_LEVELS = 4
-# Numbers of a program's tile and its warps; the gradient's keeps twice as many of each number.
+# Numbers of a program's tile, and its warps; backward a tile keeps twice as many arrays.
 READ_NUMBERS, STATE_NUMBERS, SITE_WARPS = 2_048, 4_096, 4
 BACKWARD_NUMBERS, BACKWARD_WARPS = 2_048, 4
 # Heads of r that a program takes one after the other, for which it reads the angles once.
 MOST_TURNS = 3
-# Half as many numbers of each half of a head as there are bytes: 4 a thread, so that none share a sum of a tap.
+# Numbers of each half of a head in a tile, four a thread: each then has sums of its own.
 CONVOLUTION_NUMBERS, CONVOLUTION_WARPS = 512, 4
 # Programs stay from their first token to their last, since each leaves a row of partial sums: all fit at once.
 MULTIPROCESSORS, RESIDENT_PROGRAMS = 132, 3
@@ -98,7 +98,7 @@ def mixer_inputs_triton(
         dtype: float32 or bfloat16.
 
     Raises:
-        ValueError: Sizes or dtypes that the kernels are not written for; see `served`.
+        ValueError: Sizes or dtypes that the kernels are not written for, as `refusal` tells.
     """
     reason = refusal(projected, taps, heads, encodings)
     if reason is not None or dtype not in DTYPES:
@@ -117,6 +117,8 @@ def refusal(
 ) -> str | None:
     """What the kernels would have to be given instead, or None where they serve."""
     width = heads[2]
+    if len(taps) > MOST_TAPS:
+        return f"at most {MOST_TAPS} taps, got {len(taps)}"
     if projected.dtype not in DTYPES or taps.dtype != torch.float32:
         return f"float32 or bfloat16 projections and float32 taps, got {projected.dtype} and {taps.dtype}"
     if not LEAST_HEAD <= width <= MOST_HEAD or width & (width - 1):
@@ -147,9 +149,8 @@ class _Site:
         read_heads, state_heads, width = heads
         self.width, self.heads = width, read_heads if index == 0 else state_heads
         self.start = (0, read_heads, read_heads + state_heads)[index] * width
-        levels, alpha, self.limit, self.gradient_scale, scaled = (
-            [0.0] * 5 if index == 0 else choices[5 * index - 5 :][:5]
-        )
+        # r is never encoded.
+        levels, alpha, self.limit, self.gradient_scale, scaled = [*[0.0] * 5, *choices][5 * index :][:5]
         self.span, self.turns = _power_of_two(self.heads), 1
         if index == 0:
             self.span = min(self.heads & -self.heads, max(1, MOST_HEAD // width))
@@ -201,8 +202,8 @@ def _inputs(
     """As `MixerInputs`; `choices` are five numbers a site, then the least and the most threshold."""
     flat, taps, tail = _rows(projected), taps.contiguous(), tail.contiguous()
     (cosine, distance), (sine, _) = _table(cosine), _table(sine)
-    results = _results(projected, taps, heads, choices, dtype)
-    *made, rest, key_spikes, value_spikes = results
+    r, k, v, rest, key_spikes, value_spikes = _results(projected, taps, heads, choices, dtype)
+    made = r, k, v
     spikes = (None, key_spikes, value_spikes)
     with _on_device_of(projected):
         for index in range(3):
@@ -213,23 +214,20 @@ def _inputs(
                 projected.shape[1], flat.stride(0), distance, taps.shape[1], *site.threshold,
                 turns=site.turns, tokens=site.tile(numbers), num_warps=SITE_WARPS, **site.constants,
             )  # fmt: skip
-    return results
+    return r, k, v, rest, key_spikes, value_spikes
 
 
 def _results(
     projected: Tensor, taps: Tensor, heads: list[int], choices: list[float], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Room for everything `_inputs` returns."""
     batch, time, columns = projected.shape
     read, state = heads[0] * heads[2], heads[1] * heads[2]
     widths = [state if choices[place] else 0 for place in (0, 5)]
     return (
-        projected.new_empty(batch, time, read, dtype=dtype),
-        projected.new_empty(batch, time, state, dtype=dtype),
-        projected.new_empty(batch, time, state, dtype=dtype),
+        *(projected.new_empty(batch, time, width, dtype=dtype) for width in (read, state, state)),
         projected.new_empty(batch, time, columns - taps.shape[1]),
-        projected.new_empty(batch, time, widths[0], dtype=torch.int8),
-        projected.new_empty(batch, time, widths[1], dtype=torch.int8),
+        *(projected.new_empty(batch, time, width, dtype=torch.int8) for width in widths),
     )
 
 
@@ -254,9 +252,9 @@ def _inputs_backward(
     gradient, tail_gradient = projected.new_empty(projected.shape), torch.empty_like(tail)
     convolved = projected.new_empty(batch, time, 2 * state)
     tokens = CONVOLUTION_NUMBERS // half
-    programs = max(1, MULTIPROCESSORS * RESIDENT_PROGRAMS // (heads[0] + 2 * heads[1]))
-    programs = min(programs, batch * -(-(time + count - 1) // tokens))
-    partial = taps.new_empty(programs, count, channels)
+    resident = max(1, MULTIPROCESSORS * RESIDENT_PROGRAMS // (heads[0] + 2 * heads[1]))
+    programs = min(resident, batch * -(-(time + count - 1) // tokens))
+    partial = taps.new_empty(programs, *taps.shape)
     with _on_device_of(projected):
         for index, arriving in ((1, key_arriving), (2, value_arriving)):
             site = _Site(index, heads, choices, count, cosine is not None, columns - channels)
@@ -294,8 +292,7 @@ def _differentiate(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, .
         projected.new_zeros(shape, dtype=dtype) if part is None else part
         for part, (shape, dtype) in zip(arriving[:4], ctx.like, strict=True)
     ]
-    gradients = _inputs_backward(projected, *others, *given, *ctx.choices)
-    return (*gradients, None, None, None, None, None)
+    return (*_inputs_backward(projected, *others, *given, *ctx.choices), None, None, None, None, None)
 
 
 torch.library.register_autograd("asnn_goose::mixer_inputs", _differentiate, setup_context=_keep)
