@@ -1,5 +1,7 @@
 """Rotary positions as Llama's family has them, for any position: what turns r and k before they are encoded."""
 
+from functools import cache
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -26,9 +28,21 @@ class RotaryPositions(nn.Module):
         dtype = torch.float64 if dtype == torch.float64 else torch.float32
         if positions.stride(0) == 0:
             positions = positions[:1]
-        rates = torch.tensor(self.inverse_frequencies, dtype=dtype, device=positions.device)
+        if torch.compiler.is_compiling():
+            # A compiled graph holds them itself.
+            rates = torch.tensor(self.inverse_frequencies, dtype=dtype, device=positions.device)
+        else:
+            rates = _rates(self.inverse_frequencies, dtype, positions.device)
         angles = positions.to(dtype).unsqueeze(-1) * rates  # rows time pairs
         return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+
+@cache
+def _rates(frequencies: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The frequencies on a device, put there once: each copy waits for all that a GPU has been given before."""
+    # An inference tensor could not take part in a later training step.
+    with torch.inference_mode(False):
+        return torch.tensor(frequencies, dtype=dtype, device=device)
 
 
 def turn(x: Float[Tensor, "batch time heads head"], tables: Tables) -> Float[Tensor, "batch time heads head"]:
