@@ -97,6 +97,42 @@ def test_a_compiled_block_serves_all_layers_and_computes_the_same():
     assert outcome.returncode == 0, outcome.stderr
 
 
+FUSED = """
+import torch
+from asnn_goose.models import fused_inputs, joint_linear
+from asnn_goose.models.block import run_block
+from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.student import GooseForCausalLM
+
+fused_inputs.LEAST_TOKENS = joint_linear.LEAST_TOKENS = {"cpu": 1, "cuda": 1}
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.manual_seed(0)
+config = GooseConfig(vocab_size=11, hidden_size=12, num_hidden_layers=2, mixer="goose", positions="rotary",
+                     mlp="swiglu", rotary_frequencies=[0.7**power for power in range(8)], num_attention_heads=2,
+                     num_key_value_heads=1, head_dim=16, spikes={"amplitude": "none", "scale": "token"})
+student = GooseForCausalLM(config).to(device)
+ids = torch.randint(0, 11, (2, 5), device=device)
+outcomes = []
+for runner in (run_block, torch.compile(run_block, dynamic=False, fullgraph=True, backend="aot_eager")):
+    student.model.block_runner = runner
+    output = student.model(input_ids=ids, output_spikes=True)
+    assert output.spikes[0]["k"].dtype == torch.int8
+    student.zero_grad()
+    torch.sin(output.last_hidden_state * 3).sum().backward()
+    outcomes.append([output.last_hidden_state, *(p.grad for p in student.parameters() if p.grad is not None)])
+for found, expected in zip(*outcomes, strict=True):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""
+
+
+@pytest.mark.slow
+def test_the_short_cuts_of_many_tokens_are_compiled_once_for_all_layers():
+    pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to fuse a mixer's inputs")
+    outcome = subprocess.run([sys.executable, "-c", FUSED], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+
+
 def test_a_block_that_is_computed_again_keeps_less_and_has_the_same_gradients():
     torch.manual_seed(0)
     block, x = GooseBlock(config(**GOOSE), 0).double(), torch.randn(2, 5, 12, dtype=torch.float64)

@@ -19,7 +19,7 @@ def record():
         source.rates.bias[2:4] = torch.tensor([0.02, 0.7]).logit()
         source.head_norm.copy_(torch.linspace(0.5, 3.0, 16))
         given = torch.randn(8, 64, 16)
-        found = source.read(given)[0] * source.head_norm
+        found = source.read(given) * source.head_norm
         return source, timescales, AttentionRecord(given, found, source.output(found))
 
 

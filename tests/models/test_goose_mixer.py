@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from asnn_goose.models import fused_inputs, joint_linear
 from asnn_goose.models.goose_mixer import GooseMixer, GooseShape
 from asnn_goose.models.rotary import RotaryPositions
 from asnn_goose.spikes.encoder import SpikeEncoder
@@ -75,9 +76,11 @@ def test_padding_leaves_state_and_convolution_untouched():
 def test_rotary_positions_turn_receptance_and_key():
     rotary, x = RotaryPositions((1.0, 0.3, 0.1)), noise(1, 6, WIDTH)
     turning = mixer(rotary=rotary)
-    first = turning(x, positions=torch.arange(6).unsqueeze(0)).residual
+    first, second = (
+        turning(x, tables=rotary.tables(torch.arange(6).unsqueeze(0) * pace, x.dtype)).residual for pace in (1, 2)
+    )
     assert torch.equal(first, turning(x).residual)
-    assert not torch.allclose(first, turning(x, positions=torch.arange(6).unsqueeze(0) * 2).residual)
+    assert not torch.allclose(first, second)
     assert not torch.allclose(first, mixer()(x).residual)
 
 
@@ -86,6 +89,59 @@ def test_memory_is_constant_in_the_number_of_tokens():
     short, long = (spiking(noise(1, time, WIDTH)).memory for time in (3, 200))
     assert short.state.shape == long.state.shape == (1, 2, 6, 6)
     assert short.shift.shape == long.shift.shape == (1, 3, 48)
+
+
+def on_many_tokens(monkeypatch, fused, joint):
+    """Let both short cuts, or one, be taken for any number of tokens and on any device."""
+    for module, wanted in ((fused_inputs, fused), (joint_linear, joint)):
+        monkeypatch.setattr(module, "LEAST_TOKENS", dict.fromkeys(("cpu", "cuda"), 1) if wanted else {})
+
+
+def outcomes(mixer, x, rotary):
+    """Residual, tail, the gradients of x and all weights, and the spikes."""
+    tables = (
+        None
+        if rotary is None
+        else rotary.tables(torch.arange(x.shape[1], device=x.device).expand(x.shape[:2]), x.dtype)
+    )
+    x = x.detach().requires_grad_()
+    mixed = mixer(x, tables=tables)
+    leaves = [x, *mixer.parameters()]
+    incoming = torch.sin(torch.arange(x.numel(), device=x.device)).view(x.shape)
+    return [mixed.residual, mixed.memory.shift, *torch.autograd.grad(mixed.residual, leaves, incoming)], mixed.spikes
+
+
+@pytest.mark.parametrize(("fused", "joint"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("turning", [True, False])
+def test_short_cuts_of_many_tokens_change_nothing(fused, joint, turning, kernel_device, monkeypatch):
+    if fused:
+        pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to fuse the inputs")
+    rotary = RotaryPositions(tuple(0.7**power for power in range(8))) if turning else None
+    made = mixer(GooseShape(WIDTH, 2, 1, 16, gate_rank=3), rotary=rotary, backend="auto").float().to(kernel_device)
+    x = noise(2, 5, WIDTH).float().to(kernel_device)
+    with torch.no_grad():
+        made.taps.add_(0.3 * noise(*made.taps.shape, seed=1).to(made.taps))
+        made.gate_up.weight.normal_(std=0.3, generator=torch.Generator(kernel_device).manual_seed(0))
+    on_many_tokens(monkeypatch, False, False)
+    expected, plain_spikes = outcomes(made, x, rotary)
+    on_many_tokens(monkeypatch, fused, joint)
+    found, spikes = outcomes(made, x, rotary)
+    for site, values in spikes.items():
+        assert values.dtype == (torch.int8 if fused else torch.float32)
+        assert torch.equal(values.float(), plain_spikes[site])
+    for one, true in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, true, rtol=1e-4, atol=1e-5 * true.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_spikes_are_for_looking_at_alone(fused, kernel_device, monkeypatch):
+    if fused:
+        pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to fuse the inputs")
+    on_many_tokens(monkeypatch, fused, False)
+    made = mixer(GooseShape(WIDTH, 2, 1, 16, gate_rank=3), backend="auto").float().to(kernel_device)
+    mixed = made(noise(1, 3, WIDTH).float().to(kernel_device))
+    assert mixed.residual.requires_grad
+    assert not any(values.requires_grad for values in mixed.spikes.values())
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from asnn_goose.models.cache import RecurrentLayer
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer, GooseShape
 from asnn_goose.models.mixers import FeedForward, MixerMemory
-from asnn_goose.models.rotary import RotaryPositions
+from asnn_goose.models.rotary import RotaryPositions, Tables
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.spikes.surrogate import SurrogateSpec
@@ -37,13 +37,16 @@ class GooseBlock(nn.Module):
         x: Float[Tensor, "batch time width"],
         cache: RecurrentLayer | None,
         valid: Tensor | None,
-        positions: Tensor | None,
+        tables: Tables | None,
     ) -> tuple[Float[Tensor, "batch time width"], dict[str, Tensor]]:
-        """The block's output and its spikes by site; the layer's cache, if given, is updated."""
+        """The block's output and its spikes by site; the layer's cache, if given, is updated.
+
+        `tables` are those of its rotary positions, which all blocks share.
+        """
         memory = None
         if cache is not None and cache.state is not None and cache.shift is not None:
             memory = MixerMemory(cache.state, cache.shift)
-        mixed = self.mixer(self.mixer_norm(x), memory, valid, positions)
+        mixed = self.mixer(self.mixer_norm(x), memory, valid, tables)
         if cache is not None:
             cache.update(mixed.memory.state, mixed.memory.shift)
         x = x + mixed.residual
@@ -51,10 +54,10 @@ class GooseBlock(nn.Module):
 
 
 def run_block(
-    block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, positions: Tensor | None
+    block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, tables: Tables | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One block as a plain function, which is compiled once and then serves all blocks, since all are alike."""
-    found: tuple[Tensor, dict[str, Tensor]] = block(x, cache, valid, positions)
+    found: tuple[Tensor, dict[str, Tensor]] = block(x, cache, valid, tables)
     return found
 
 
@@ -62,11 +65,11 @@ def recomputed(runner: BlockRunner) -> BlockRunner:
     """A runner that keeps only what enters a block, and runs the block again in the backward (Chen et al. 2016)."""
 
     def run(
-        block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, positions: Tensor | None
+        block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, tables: Tables | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One block; nothing in it draws random numbers."""
         found: tuple[Tensor, dict[str, Tensor]] = checkpoint(
-            runner, block, x, cache, valid, positions, use_reentrant=False, preserve_rng_state=False
+            runner, block, x, cache, valid, tables, use_reentrant=False, preserve_rng_state=False
         )
         return found
 

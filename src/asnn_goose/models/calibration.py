@@ -8,6 +8,7 @@ The idea of setting these from attention statistics: Taylor-Calibrate (arXiv 260
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -42,7 +43,7 @@ def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
     given, found = record.given.to(dtype), record.found.to(dtype)
     rows = max(1, GRID_TOKENS // given.shape[1])
     _search_rates(mixer, given[:rows], found[:rows])
-    read, _, _ = mixer.read(given)
+    read = mixer.read(given)
     products, squares = _moments(read, found)
     mixer.head_norm.copy_(products / squares.clamp_min(EPSILON))
     _fit_output(mixer, read * mixer.head_norm, record.output)
@@ -54,13 +55,13 @@ def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
     pairs = [(1 / (timescale * -LEAST_LOG_DECAY), rate) for timescale in TIMESCALES for rate in ERASE_RATES]
     grid = torch.tensor(pairs, dtype=torch.float64).logit().to(mixer.rates.bias)  # candidates 2
     memory = mixer.initial_memory(given)
-    inputs, _, _ = mixer.inputs(given, memory)
+    inputs = mixer.inputs(given, memory)
     places, explained = torch.zeros(*given.shape[:2], 1, dtype=given.dtype, device=given.device), []
     for candidate in grid:
         # One rate for all heads and tokens: each head is then judged by itself.
         rates = mixer.rates.bias.clone().view(3, heads)
         rates[:2] = candidate.unsqueeze(1)
-        read, _ = mixer.recall(inputs, rates.flatten() + places, memory.state)
+        read, _ = mixer.recall(replace(inputs, rates=rates.flatten() + places), memory.state)
         explained.append(_explained(read, found, heads))
     scores, best = torch.stack(explained).max(dim=0)  # heads
     chosen = grid[best].T  # decay and erase, heads

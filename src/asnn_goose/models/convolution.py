@@ -30,13 +30,22 @@ def short_convolution(
     if kernel is not None:
         dtype = torch.promote_types(x.dtype, taps.dtype)
         x = x.to(dtype)
-        following = torch.cat((tail.to(dtype).flip(1), x[:, -earliest:]), dim=1)[:, -earliest:].flip(1)
-        return kernel(x, taps.to(dtype), tail.to(dtype)), following
+        return kernel(x, taps.to(dtype), tail.to(dtype)), following_tail(x, tail)
     extended = torch.cat((tail.to(x.dtype).flip(1), x), dim=1)
     mixed = taps[0] * x
     for place in range(1, len(taps)):
         mixed = torch.addcmul(mixed, taps[place], extended[:, earliest - place : earliest - place + time])
     return mixed, extended[:, time:].flip(1)
+
+
+def following_tail(
+    x: Float[Tensor, "batch time channels"], tail: Float[Tensor, "batch earlier channels"]
+) -> Float[Tensor, "batch earlier channels"]:
+    """The tail of the next call, in the dtype of x."""
+    earliest = tail.shape[1]
+    if earliest == 0:
+        return tail
+    return torch.cat((tail.to(x.dtype).flip(1), x[:, -earliest:]), dim=1)[:, -earliest:].flip(1)
 
 
 def _convolve_valid(x: Tensor, taps: Tensor, tail: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from asnn_goose.models.convolution import short_convolution
+from asnn_goose.models.convolution import following_tail, short_convolution
 from asnn_goose.models.delta import DeltaBackend, delta_rule
+from asnn_goose.models.fused_inputs import fused_inputs, fusible
+from asnn_goose.models.joint_linear import joinable, joint_linear
 from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site
-from asnn_goose.models.rotary import RotaryPositions
+from asnn_goose.models.rotary import RotaryPositions, Tables, turn
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
@@ -58,6 +60,29 @@ class GooseShape:
     def state_width(self) -> int:
         """Channels of k, and of v."""
         return self.key_value_heads * self.head_width
+
+
+@dataclass(frozen=True)
+class GooseInputs:
+    """What a mixer makes of its input before it looks at its state.
+
+    Attributes:
+        receptance: r, [batch time key/value-heads group head].
+        key: k, [batch time key/value-heads head].
+        value: v, [batch time key/value-heads head].
+        rates: Decay, erase and write as logits, one each a key/value head.
+        gate: The gate between its two factors, or None.
+        tail: Of the convolution, for the next call.
+        spikes: Integer spikes by site.
+    """
+
+    receptance: Tensor
+    key: Tensor
+    value: Tensor
+    rates: Float[Tensor, "batch time rates"]
+    gate: Float[Tensor, "batch time rank"] | None
+    tail: Float[Tensor, "batch earlier channels"]
+    spikes: dict[str, Tensor]
 
 
 class GooseMixer(nn.Module):
@@ -141,72 +166,97 @@ class GooseMixer(nn.Module):
         x: Float[Tensor, "batch time width"],
         memory: MixerMemory | None = None,
         valid: Bool[Tensor, "batch time"] | None = None,
-        positions: Int[Tensor, "batch time"] | None = None,
+        tables: Tables | None = None,
     ) -> MixerOutput:
-        """Mix normalized inputs over time; where `valid` is False the memory stays as it was."""
-        read, memory, spikes = self.read(x, memory, valid, positions)
-        gated = read * self.head_norm
-        if self.gate_down is not None and self.gate_up is not None:
-            gated = gated * 2 * torch.sigmoid(self.gate_up(self.gate_down(x)))
-        residual: Tensor = self.output(gated)
-        return MixerOutput(residual, memory, spikes)
+        """Mix normalized inputs over time; where `valid` is False the memory stays as it was.
 
-    def read(
-        self,
-        x: Float[Tensor, "batch time width"],
-        memory: MixerMemory | None = None,
-        valid: Bool[Tensor, "batch time"] | None = None,
-        positions: Int[Tensor, "batch time"] | None = None,
-    ) -> tuple[Float[Tensor, "batch time read"], MixerMemory, dict[str, Tensor]]:
-        """What the states give, each head normalized, before gain, gate and output projection."""
+        `tables` are those of the rotary positions; without them the first token's position is 0.
+        """
         memory = memory or self.initial_memory(x)
-        inputs, tail, spikes = self.inputs(x, memory, valid, positions)
-        read, state = self.recall(inputs, self.rates(x), memory.state, valid)
-        return read.to(x.dtype), MixerMemory(state, tail), spikes
+        inputs = self.inputs(x, memory, valid, tables)
+        read, state = self.recall(inputs, memory.state, valid)
+        gated = read.to(x.dtype) * self.head_norm
+        if self.gate_up is not None:
+            gated = gated * 2 * torch.sigmoid(self.gate_up(inputs.gate))
+        residual: Tensor = self.output(gated)
+        return MixerOutput(residual, MixerMemory(state, inputs.tail), inputs.spikes)
 
     def inputs(
-        self, x: Tensor, memory: MixerMemory, valid: Tensor | None = None, positions: Tensor | None = None
+        self,
+        x: Float[Tensor, "batch time width"],
+        memory: MixerMemory,
+        valid: Bool[Tensor, "batch time"] | None = None,
+        tables: Tables | None = None,
+    ) -> GooseInputs:
+        """All that depends on the input alone, not on the state."""
+        shape = self.shape
+        channels, dtype = self.taps.shape[1], _recurrence_dtype(x, memory.state)
+        if tables is None and self.rotary is not None:
+            tables = self.rotary.tables(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
+        projected = self._project(x)
+        joint = projected.shape[-1] > channels
+        heads = shape.heads, shape.key_value_heads, shape.head_width
+        fuses = valid is None and self.key_norm is None and self.backend in ("auto", "triton")
+        if fuses and fusible(projected, self.taps, heads, self.encoders):
+            tail = following_tail(projected[..., :channels], memory.shift)
+            parts, rest, spikes = fused_inputs(projected, self.taps, memory.shift, tables, heads, self.encoders, dtype)
+        else:
+            rest = projected[..., channels:]
+            parts, tail, spikes = self._plain_inputs(projected[..., :channels], memory, valid, tables)
+        r, k, v = (part.unflatten(-1, (-1, shape.head_width)).to(dtype) for part in parts)
+        gate = None if self.gate_down is None else rest[..., : shape.gate_rank] if joint else self.gate_down(x)
+        rates = rest[..., shape.gate_rank :][..., : self.rates.out_features] if joint else self.rates(x)
+        return GooseInputs(r.unflatten(2, (shape.key_value_heads, -1)), k, v, rates, gate, tail, spikes)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """r, k and v side by side; where they are one product, the gate's inner part and the rates stand behind."""
+        layers = (self.receptance, self.key, self.value, self.gate_down, self.rates)
+        if joinable(x, layers):
+            return joint_linear(x, [layer for layer in layers if layer is not None])
+        return torch.cat((self.receptance(x), self.key(x), self.value(x)), dim=-1)
+
+    def _plain_inputs(
+        self, projected: Tensor, memory: MixerMemory, valid: Tensor | None, tables: Tables | None
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, dict[str, Tensor]]:
         """r, k and v as the recurrence takes them, the tail of the convolution, and the spikes by site."""
         shape = self.shape
-        projected = torch.cat((self.receptance(x), self.key(x), self.value(x)), dim=-1)
         projected, tail = short_convolution(projected, self.taps, memory.shift, valid)
         r, k, v = projected.split((shape.read_width, shape.state_width, shape.state_width), dim=-1)
-        r, k = self._turn(r, k, positions)
+        r, k = self._turn(r, k, tables)
         spikes: dict[str, Tensor] = {}
         k = encode_site(self.encoders, "k", k, spikes)
         v = encode_site(self.encoders, "v", v, spikes)
-        dtype = _recurrence_dtype(x, memory.state)
-        r, k, v = (part.unflatten(-1, (-1, shape.head_width)) for part in (r, k, v))
-        long = k.to(memory.state.dtype)
+        long = k.unflatten(-1, (-1, shape.head_width)).to(memory.state.dtype)
         k = long * long.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
-        return (r.unflatten(2, (shape.key_value_heads, -1)).to(dtype), k.to(dtype), v.to(dtype)), tail, spikes
+        return (r, k.flatten(2), v), tail, spikes
+
+    def read(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time read"]:
+        """What the states give from the first token on, each head normalized, before gain, gate and output."""
+        memory = self.initial_memory(x)
+        read, _ = self.recall(self.inputs(x, memory), memory.state)
+        return read.to(x.dtype)
 
     def recall(
-        self,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        rates: Float[Tensor, "batch time rates"],
-        state: Tensor,
-        valid: Tensor | None = None,
+        self, inputs: GooseInputs, state: Tensor, valid: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch time read"], Tensor]:
-        """What is read under the given rates (decay, erase, write, as logits), each head normalized; the last state."""
-        decay, erase, write = torch.sigmoid(rates.to(state.dtype)).chunk(3, dim=-1)
+        """What is read, each head normalized, and the last state."""
+        decay, erase, write = torch.sigmoid(inputs.rates.to(state.dtype)).chunk(3, dim=-1)
         log_decay = LEAST_LOG_DECAY * decay
-        read, state = delta_rule(*inputs, log_decay, erase, write, state, valid, self.backend)
+        read, state = delta_rule(
+            inputs.receptance, inputs.key, inputs.value, log_decay, erase, write, state, valid, self.backend
+        )
         read = read.to(state.dtype)
         normed = read * torch.rsqrt(read.square().mean(dim=-1, keepdim=True) + NORM_EPSILON)
         return normed.flatten(2), state
 
-    def _turn(self, r: Tensor, k: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.rotary is None and self.key_norm is None:
+    def _turn(self, r: Tensor, k: Tensor, tables: Tables | None) -> tuple[Tensor, Tensor]:
+        if tables is None and self.key_norm is None:
             return r, k
         r, k = (part.unflatten(-1, (-1, self.shape.head_width)) for part in (r, k))
         if self.receptance_norm is not None and self.key_norm is not None:
             r, k = self.receptance_norm(r), self.key_norm(k)
-        if self.rotary is not None:
-            if positions is None:
-                positions = torch.arange(r.shape[1], device=r.device).expand(r.shape[:2])
-            r, k = self.rotary(r, positions), self.rotary(k, positions)
+        if tables is not None:
+            r, k = turn(r, tables), turn(k, tables)
         return r.flatten(2), k.flatten(2)
 
 

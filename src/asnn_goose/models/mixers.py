@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asnn_goose.models.joint_linear import joinable, joint_linear
+
 
 @dataclass(frozen=True)
 class MixerMemory:
@@ -35,11 +37,14 @@ class MixerOutput:
 def encode_site(
     encoders: nn.ModuleDict, site: str, x: Float[Tensor, "batch time width"], spikes: dict[str, Tensor]
 ) -> Float[Tensor, "batch time width"]:
-    """What the site's spikes stand for, the integers themselves put into `spikes`; `x` where nothing encodes it."""
+    """What the site's spikes stand for, the integers themselves put into `spikes`; `x` where nothing encodes it.
+
+    The integers are for looking at alone: a compiled block would hand back a gradient of zeros for each of them.
+    """
     if site not in encoders:
         return x
     encoded = encoders[site](x)
-    spikes[site] = encoded.values
+    spikes[site] = encoded.values.detach()
     dense: Tensor = encoded.dense()
     return dense
 
@@ -90,6 +95,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         """The feed-forward contribution to the residual stream."""
+        if self.gate is not None and joinable(x, (self.gate, self.up)):
+            both, inner = joint_linear(x, (self.gate, self.up)), self.up.out_features
+            return self._project(functional.silu(both[..., :inner]) * both[..., inner : 2 * inner])
         hidden = self.up(x)
         if self.gate is not None:
             hidden = functional.silu(self.gate(x)) * hidden
@@ -97,5 +105,8 @@ class FeedForward(nn.Module):
             hidden = functional.gelu(hidden, approximate="tanh")
         else:
             hidden = functional.silu(hidden)
+        return self._project(hidden)
+
+    def _project(self, hidden: Tensor) -> Tensor:
         projected: Tensor = self.down(hidden)
         return projected

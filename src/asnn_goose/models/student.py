@@ -16,6 +16,7 @@ from asnn_goose.models.cache import RecurrentCache
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.mixers import FeedForward
+from asnn_goose.models.rotary import Tables
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -30,7 +31,7 @@ class GooseOutput(ModelOutput):
         last_hidden_state: After the final norm, [batch time width].
         past_key_values: The cache to continue from, if asked for.
         hidden_states: Embedding output, then every block's output, if asked for.
-        spikes: For each block a mapping of site to integer spikes [batch time width], if asked for.
+        spikes: For each block a mapping of site to integer spikes [batch time width] in any dtype, if asked for.
     """
 
     loss: Tensor | None = None
@@ -108,11 +109,12 @@ class GooseModel(GoosePreTrainedModel):
         positions = None if self.config.positions == "none" else self._positions(x, valid, cache)
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
+        tables = self._tables(positions, x)
         hidden_states, spikes = [x], []
         run = self.block_runner if cache is None and torch.is_grad_enabled() else run_block
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
-            x, block_spikes = run(cast(GooseBlock, block), x, layer_cache, valid, positions)
+            x, block_spikes = run(cast(GooseBlock, block), x, layer_cache, valid, tables)
             hidden_states.append(x)
             spikes.append(block_spikes)
         self._advance(cache, x, valid)
@@ -141,6 +143,11 @@ class GooseModel(GoosePreTrainedModel):
         if self.embed_positions is not None and past + time > self.config.max_position_embeddings:
             self._check_positions(positions)
         return positions
+
+    def _tables(self, positions: Tensor | None, x: Tensor) -> Tables | None:
+        """What the rotary positions of all layers have in common, where there are any."""
+        rotary = next((mixer.rotary for mixer in self.mixers() if isinstance(mixer, GooseMixer)), None)
+        return None if rotary is None or positions is None else rotary.tables(positions, x.dtype)
 
     def _check_positions(self, positions: Tensor) -> None:
         # Padding does not use positions up, so only this rare path looks at the values, which waits for the device.

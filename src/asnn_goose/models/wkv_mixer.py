@@ -4,12 +4,13 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from asnn_goose.kernels.reference import recorded_scan
 from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site, shift_tokens
 from asnn_goose.models.recurrence import ScanBackend, linear_scan
+from asnn_goose.models.rotary import Tables
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 # The recorded notebooks start every channel at sigmoid(-0.5) = 0.3775: nine tenths of a state is gone after 2.4 tokens.
@@ -97,11 +98,11 @@ class WkvMixer(nn.Module):
         x: Float[Tensor, "batch time width"],
         memory: MixerMemory | None = None,
         valid: Bool[Tensor, "batch time"] | None = None,
-        positions: Int[Tensor, "batch time"] | None = None,
+        tables: Tables | None = None,
     ) -> MixerOutput:
         """Mix normalized inputs over time; where `valid` is False the memory stays as it was.
 
-        `positions` are those of other mixers; this one knows time by its decay alone.
+        `tables` are other mixers' positions; this one knows time by its decay alone.
         """
         memory = memory or self.initial_memory(x)
         previous, shift = shift_tokens(x, memory.shift, valid)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Real
 from torch import Tensor
 
 
@@ -30,7 +30,7 @@ class SiteStatistics:
         return {name: float(value) for name, value in vars(self).items()}
 
 
-def site_statistics(values: Float[Tensor, "*batch width"]) -> SiteStatistics:
+def site_statistics(values: Real[Tensor, "*batch width"]) -> SiteStatistics:
     """Statistics of one spike tensor over all its tokens."""
     spiked = (values != 0).flatten(end_dim=-2)  # tokens width
     events = spiked.sum().clamp_min(1)
