@@ -18,6 +18,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 
@@ -57,6 +58,8 @@ class Trained(NamedTuple):
 
 def trained(recipe: str, overrides: list[str], folder: Path, console: Console) -> Trained:
     """Run a recipe."""
+    # accelerate keeps the precision of the run before.
+    AcceleratorState._reset_state(reset_partial_state=True)
     settled = load_recipe(recipe, overrides)
     environment = {"recipe": recipe, **collect_environment(settled.training.seed)}
     run = RunDirectory.create(folder, recipe_yaml(settled), environment)

@@ -3,7 +3,8 @@
 The forms go from torch alone, step by step, to everything that is fast: this package's kernels, compiled blocks, and
 micro-batches replayed as CUDA graphs. Each is checked first: its loss on one batch against that of the float32 step;
 gradients are held by tests, for in bfloat16 random weights of 30 layers have chaotic ones. Then all are timed in the
-same run; the ratio is to torch alone. Weights are random, since speed does not depend on them. `goose` converts a model
+same run; the ratio is to torch alone. Launched by torchrun, `--batch` is that of each process and all of them are timed
+together. Weights are random, since speed does not depend on them. `goose` converts a model
 of SmolLM2-135M's shape into one of the same size; `wkv` is v14.3, 74M taught by GPT-2. Exit code 1 if a loss is off;
 speed decides nothing.
 """
@@ -37,9 +38,10 @@ from asnn_goose.models.loading import LoadedModel, load_causal_lm
 from asnn_goose.models.teacher import make_teacher
 from asnn_goose.spikes import encoder
 from asnn_goose.training import step as step_module
-from asnn_goose.training.distributed import ProcessStep
+from asnn_goose.training.distributed import ProcessStep, join_processes, main_console, process_count
 from asnn_goose.training.guards import NonFiniteGuard
 from asnn_goose.training.prepare import replaced_blocks
+from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.stages import plan_stages
 from asnn_goose.training.work import RunMaterial, build_work
 
@@ -111,12 +113,16 @@ class Bench:
         teacher = make_teacher(random_teacher(options, self.device), form.compiled)
         student = build_student(recipe.student, recipe.spikes, teacher, 0).to(self.device)
         self.student = student
-        material = RunMaterial(teacher, student, None, (), None, 1.0)  # type: ignore[arg-type]
+        sharded = shard_student(student, self.accelerator) if options.fsdp2 else None
+        material = RunMaterial(teacher, student, None, (), None, 1.0, sharded)  # type: ignore[arg-type]
         tokens = np.random.default_rng(0).integers(0, len(teacher.head.weight), 200 * options.window, dtype=np.uint16)
-        rows = BatchPlan(TokenRows(tokens, options.window, options.window), options.batch, 0)
-        plan = plan_stages(recipe, 1)[0]
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rows = BatchPlan(TokenRows(tokens, options.window, options.window), options.batch, 0, processes, rank)
+        plan = plan_stages(recipe, processes)[0]
         self.work = build_work(plan, recipe, material, replaced_blocks(recipe, teacher), rows)
-        self.step = ProcessStep(self.accelerator, self.work.module, self.work.optimizer, None, form.replayed and cuda)
+        self.step = ProcessStep(
+            self.accelerator, self.work.module, self.work.optimizer, material.sharded, form.replayed and cuda
+        )
         self.feed = BatchFeed(rows, 0, self.device)
         self.guard = NonFiniteGuard(self.device)
         self.tokens = plan.tokens_per_step
@@ -124,13 +130,19 @@ class Bench:
 
     def loss(self, exact: bool = False) -> float:
         """Nats per token on one batch; `exact` in float32."""
+        seen = self.work.observe(self.ids)
+
+        def nats() -> float:
+            record = self.work.module(self.ids, seen)
+            return float(record.loss) / int(record.tokens)
+
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=not exact and on_gpu()):
-            record = self.work.module(self.ids, self.work.observe(self.ids))
-        return float(record.loss) / int(record.tokens)
+            return self.step.look(nats)
 
     def take(self) -> None:
         """One step as the loop takes it."""
-        means = self.step.micro_batch(self.feed.take(), self.work, 1 / self.tokens, last=True)
+        factor = self.accelerator.num_processes / self.tokens
+        means = self.step.micro_batch(self.feed.take(), self.work, factor, last=True)
         norm = self.step.clip(1.0)
         self.work.optimizer.found_inf = self.guard.judge(norm, means["loss"])  # type: ignore[attr-defined]
         self.step.optimizer.step()
@@ -271,6 +283,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--forms", type=int, nargs="*", default=range(len(FORMS)), help="forms, by number from 0")
     parser.add_argument("--hidden-alignment", action="store_true", help="also compare hidden states block by block")
     parser.add_argument("--activation-checkpointing", action="store_true", help="compute blocks again in the backward")
+    parser.add_argument("--fsdp2", action="store_true", help="processes share the student's weights and moments")
     parser.add_argument("--parts", action="store_true", help="also time the parts of a step alone")
     parser.add_argument("--profile", type=int, default=0, help="print so many of the last form's costliest kernels")
     return parser.parse_args()
@@ -279,8 +292,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Check, time, print."""
     options = parse_arguments()
-    console = Console(width=140)
+    join_processes()
+    console = main_console(Console(width=140))
     name = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
+    name = name if process_count() == 1 else f"{process_count()} x {name}"
     table = Table(title=f"a step of {options.batch} x {options.window}, {options.student} student, {name}")
     parts = ("teacher", "body", "body + loss", "update") if options.parts else ()
     for column in ("form", *parts, "step, ms", "tokens/s", "times faster", "peak GB", "loss off by"):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -168,8 +170,9 @@ def test_on_a_gpu_a_sequence_is_its_parts_its_steps_and_its_padded_self(backend)
 def test_what_is_read_of_bfloat16_inputs_is_normalized_in_the_dtype_of_the_state():
     single, x = mixer(spiking=False).float(), noise(2, 5, WIDTH).float()
     memory = single.initial_memory(x)
-    inputs, _, _ = single.inputs(x, memory)
-    read, _ = single.recall(tuple(part.bfloat16() for part in inputs), single.rates(x), memory.state)
+    inputs = single.inputs(x, memory)
+    half = {name: getattr(inputs, name).bfloat16() for name in ("receptance", "key", "value")}
+    read, _ = single.recall(replace(inputs, **half), memory.state)
     assert read.dtype == torch.float32
     sizes = read.unflatten(-1, (-1, SHAPE.head_width)).square().mean(-1)
     torch.testing.assert_close(sizes, torch.ones_like(sizes), rtol=0, atol=1e-2)

@@ -22,13 +22,16 @@ class Rerun:
 
     def __init__(self, work):
         self.work = work
-        with torch.no_grad():
-            kept = [parameter.grad.clone() for parameter in Rerun.weights]
+        kept = [None if parameter.grad is None else parameter.grad.clone() for parameter in Rerun.weights]
         self.found = work()
         for parameter, gradient in zip(Rerun.weights, kept, strict=True):
-            parameter.grad.copy_(gradient)
+            if parameter.grad is not None:
+                parameter.grad.copy_(torch.zeros_like(parameter) if gradient is None else gradient)
 
     def __call__(self):
+        if Rerun.overwrites:
+            for parameter in Rerun.weights:
+                parameter.grad.zero_()
         for place, tensor in zip(tree_leaves(self.found), tree_leaves(self.work()), strict=True):
             place.copy_(tensor)
         return self.found
@@ -82,10 +85,10 @@ def trained(device, step_of, modules, accumulation):
                 for weight in weights:
                     if weight.grad is not None:
                         weight -= 0.1 * weight.grad
-            if getattr(step, "gradients", None) is None:
-                modules.zero_grad(set_to_none=True)
+            if isinstance(step, ReplayedMicroBatch):
+                step.forget()
             else:
-                step.gradients.zero()
+                modules.zero_grad(set_to_none=True)
     return torch.stack(means), [weight.detach().clone() for weight in weights]
 
 
@@ -99,6 +102,7 @@ def test_replayed_micro_batches_teach_what_written_ones_teach(device, accumulati
     if device == "cpu":
         monkeypatch.setattr(replay, "Recording", Rerun)
         monkeypatch.setattr(Rerun, "weights", [*student["table"].parameters(), *student["out"].parameters()], False)
+        monkeypatch.setattr(Rerun, "overwrites", accumulation == 1, False)
 
     def plain(modules):
         observe, learn = work_of(modules, teacher)
@@ -107,7 +111,7 @@ def test_replayed_micro_batches_teach_what_written_ones_teach(device, accumulati
     def replayed(modules):
         observe, learn = work_of(modules, teacher)
         cache = HiddenCache(ROWS, 5, 1, torch.float32, torch.device(device)) if cached else None
-        return ReplayedMicroBatch(Work(observe, cache), learn, list(modules.parameters()))
+        return ReplayedMicroBatch(Work(observe, cache), learn, list(modules.parameters()), accumulation > 1)
 
     expected = trained(device, plain, other, accumulation)
     found = trained(device, replayed, student, accumulation)

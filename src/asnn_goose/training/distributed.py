@@ -187,7 +187,8 @@ class ProcessStep:
         if self.replays:
             if self._replayed is None:
                 weights = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-                self._replayed = ReplayedMicroBatch(work, partial(self._learn, factor), weights)
+                accumulates = not last or self.accelerator.num_processes > 1
+                self._replayed = ReplayedMicroBatch(work, partial(self._learn, factor), weights, accumulates)
             return self._replayed(batch)
         seen = work.see(batch)
         with nullcontext() if last else self.accumulating():
@@ -200,8 +201,8 @@ class ProcessStep:
 
     def forget_gradients(self) -> None:
         """Make ready for the next step."""
-        if self._replayed is not None and self._replayed.gradients is not None:
-            self._replayed.gradients.zero()
+        if self._replayed is not None:
+            self._replayed.forget()
         else:
             self.optimizer.zero_grad(set_to_none=True)
 

@@ -73,17 +73,25 @@ class ReplayedMicroBatch:
         learn: Forward and backward on token ids and what was seen of the teacher, which adds to the weights'
             gradients; gives means.
         parameters: The step's weights, all of one dtype.
+        accumulates: Whether gradients are added to those before, as several micro-batches a step or several
+            processes want it; if not, each micro-batch writes its own and nothing needs to be zeroed.
     """
 
-    def __init__(self, work: StageWork, learn: Callable[[Tensor, Any], Means], parameters: list[nn.Parameter]) -> None:
-        self.work, self.learn, self.parameters = work, learn, parameters
+    def __init__(
+        self,
+        work: StageWork,
+        learn: Callable[[Tensor, Any], Means],
+        parameters: list[nn.Parameter],
+        accumulates: bool = True,
+    ) -> None:
+        self.work, self.learn, self.parameters, self.accumulates = work, learn, parameters, accumulates
         self.gradients: FlatGradients | None = None
         self._taken, self._failed = 0, False
         self._ids: Tensor | None = None
         self._recordings: tuple[Recording[Any], Recording[Means]] | None = None
 
     def __call__(self, batch: Batch) -> Means:
-        """The micro-batch's means, its gradients added to those before."""
+        """The micro-batch's means; its gradients are with the weights."""
         self._taken += 1
         if self._taken > WARM_UPS and self._recordings is None and not self._failed:
             self._record(batch.ids)
@@ -107,8 +115,21 @@ class ReplayedMicroBatch:
         if cache is not None:
             cache.keep(batch.numbers, found.hidden)
 
+    def forget(self) -> None:
+        """Make ready for the next step's gradients."""
+        if self.gradients is not None:
+            self.gradients.zero()
+        elif self._recordings is None:
+            self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def _settle_gradients(self) -> None:
         """Give the gradients their place, once it is known which weights have one."""
+        if not self.accumulates:
+            return
         known = set() if self.gradients is None else set(self.gradients.parameters)
         if any(parameter.grad is not None and parameter not in known for parameter in self.parameters):
             self.gradients = FlatGradients(self.parameters)
@@ -117,6 +138,9 @@ class ReplayedMicroBatch:
         kept = ids.clone()
         try:
             seen = Recording(lambda: self.work.observe(kept))
+            if not self.accumulates:
+                # The recording then makes them, where its replays will write them.
+                self._drop_gradients()
             learned = Recording(lambda: self.learn(kept, seen.found))
         except RuntimeError as error:
             self._failed = True
