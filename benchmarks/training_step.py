@@ -184,7 +184,7 @@ def recipe_of(form: Form, options: argparse.Namespace) -> Recipe:
     alignment = {"hidden_alignment": {"weight": 2.0}} if options.hidden_alignment else {}
     return Recipe.model_validate(
         {
-            "teacher": {"name": "random", "compile": form.compiled},
+            "teacher": {"name": "random", "compile": form.compiled, "hidden_cache": options.hidden_cache},
             "data": {"name": "pydoc"},
             "student": student,
             "spikes": parts["spikes"],
@@ -282,6 +282,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs after warm-ups")
     parser.add_argument("--forms", type=int, nargs="*", default=range(len(FORMS)), help="forms, by number from 0")
     parser.add_argument("--hidden-alignment", action="store_true", help="also compare hidden states block by block")
+    parser.add_argument("--hidden-cache", action="store_true", help="keep the teacher's hidden states: 200 rows recur")
     parser.add_argument("--activation-checkpointing", action="store_true", help="compute blocks again in the backward")
     parser.add_argument("--fsdp2", action="store_true", help="processes share the student's weights and moments")
     parser.add_argument("--parts", action="store_true", help="also time the parts of a step alone")
@@ -308,7 +309,7 @@ def main() -> int:
             expected = expected or bench.loss(exact=True)
             off = abs(bench.loss() - expected) / expected
             cells = [f"{ms:.1f}" for ms in bench.parts(options.repeats).values()] if parts else []
-            step_ms = median_ms(bench.steps, options.repeats) / STEPS
+            step_ms = median_ms(bench.steps, options.repeats, warm_ups=3) / STEPS
             peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu() else 0.0
         slowest, worst = slowest or step_ms, max(worst, off)
         speed = f"{bench.tokens / step_ms * 1e3:,.0f}"

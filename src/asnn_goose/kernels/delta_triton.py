@@ -1,5 +1,8 @@
 """The generalised delta rule on an NVIDIA GPU, as one operator that torch.compile does not look into."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from asnn_goose.kernels.delta_triton_kernels_backward import (
     read_backward_kernel,
 )
 
+NO_WGMMA = "DISABLE_MMA_V3"
 WIDTHS = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16)
 # A matrix unit takes at least 16 steps.
@@ -31,6 +35,9 @@ READ = {"num_warps": 4, "num_stages": 1}
 READ_BACKWARD = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
 CARRY_BACKWARD = {"num_warps": 2, "stages": 3}
 GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
+# Whether Triton may use Hopper's own matrix instruction (wgmma). Triton 3.6 writes wrong code with it for these kernels
+# at other launch settings than the fastest: wrong gradients, illegal addresses. Without it every setting is right.
+WGMMA = False
 # tf32 alone keeps 11 bits: enough beside bfloat16, not for float32.
 INVERSE_PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "tf32"}
 
@@ -100,6 +107,21 @@ class _Plan:
         return like.new_empty(self.rows * self.chunks, *shape, dtype=dtype or self.kind)
 
 
+@contextmanager
+def _matrix_instructions() -> Iterator[None]:
+    """Within it kernels are compiled as `WGMMA` says; Triton has no option for it but its environment variable."""
+    before = os.environ.get(NO_WGMMA)
+    if not WGMMA:
+        os.environ[NO_WGMMA] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(NO_WGMMA, None)
+        else:
+            os.environ[NO_WGMMA] = before
+
+
 def _dense(*tensors: Tensor) -> list[Tensor]:
     """The tensors with neighbouring channels: the kernels take every other stride as it is."""
     return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
@@ -116,7 +138,7 @@ def _rule(
     plan = _Plan(r, k, v)
     read, final, solved, erasing, new, kept, states = _results(receptance, key, value)
     added = torch.empty_like(states)
-    with torch.cuda.device_of(k):
+    with torch.cuda.device_of(k), _matrix_instructions():
         solve_kernel[plan.everywhere](
             k, v, log_w, a, b, solved, erasing, added, kept, *plan.k, *plan.v, *plan.sizes, **plan.constants,
             levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION[plan.kind], **plan.launch(SOLVE),
@@ -165,7 +187,7 @@ def _rule_backward(
     source, reached, after = torch.empty_like(new), torch.empty_like(states), torch.empty_like(states)
     written, decayed = plan.buffer(k, plan.chunk, k.shape[-1]), plan.buffer(k, plan.chunk, dtype=torch.float32)
     *gradients, initial_gradient = _gradients(receptance, key, value, log_decay, erase, write, state_gradient)
-    with torch.cuda.device_of(k):
+    with torch.cuda.device_of(k), _matrix_instructions():
         read_backward_kernel[plan.everywhere](
             r, k, log_w, a, read_gradient, solved, states, new, gradients[0], source, reached, written, decayed,
             *plan.r, *plan.k, *plan.sizes, **plan.members, **plan.constants, **plan.launch(READ_BACKWARD),

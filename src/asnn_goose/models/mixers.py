@@ -1,8 +1,7 @@
 """What the student's token mixers share, and the feed-forward part."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -10,8 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asnn_goose.errors import MachineError
 from asnn_goose.models.joint_linear import joinable, joint_linear
+
+TRITON = find_spec("triton") is not None
+if TRITON:
+    from asnn_goose.kernels.swiglu_triton import swiglu_triton
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,6 @@ def shift_tokens(
     return gathered[:, :-1], gathered[:, -1]
 
 
-@cache
-def swiglu_kernel() -> Callable[[Tensor, int], Tensor] | None:
-    """Triton's swiglu, or None where triton is not installed."""
-    try:
-        from asnn_goose.kernels.swiglu_triton import swiglu_triton
-    except MachineError:
-        return None
-    return swiglu_triton
-
-
 class FeedForward(nn.Module):
     """W_2 f(W_1 x), or for swiglu W_2 (silu(W_g x) * W_1 x).
 
@@ -110,9 +102,8 @@ class FeedForward(nn.Module):
         """The feed-forward contribution to the residual stream."""
         if self.gate is not None and joinable(x, (self.gate, self.up)):
             both, inner = joint_linear(x, (self.gate, self.up)), self.up.out_features
-            kernel = swiglu_kernel() if both.is_cuda and both.dtype != torch.float64 else None
-            if kernel is not None:
-                return self._project(kernel(both, inner))
+            if TRITON and both.is_cuda and both.dtype != torch.float64:
+                return self._project(swiglu_triton(both, inner))
             return self._project(functional.silu(both[..., :inner]) * both[..., inner : 2 * inner])
         hidden = self.up(x)
         if self.gate is not None:
