@@ -77,6 +77,7 @@ KINDS = {
         "writes_",
     ),
     "mixer inputs": ("site_", "mixer_", "convolution_", "taps_", "encode"),
+    "feed-forward gate": ("swiglu",),
     "loss over the vocabulary": ("rows_kernel",),
     "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "cublas"),
     "teacher's attention": ("flash", "fmha", "attention", "sdpa"),

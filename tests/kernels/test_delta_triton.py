@@ -1,5 +1,6 @@
 import importlib
 import inspect
+import os
 import sys
 
 import pytest
@@ -22,6 +23,13 @@ def rule(monkeypatch):
     if not torch.cuda.is_available():
         interpret_bfloat16(monkeypatch)
     return importlib.import_module("asnn_goose.kernels.delta_triton").delta_rule_triton
+
+
+@pytest.fixture(params=["FAST", "SAFE"])
+def any_launch(request, rule, monkeypatch):
+    """Both ways to compile and launch the kernels, whichever this machine would take."""
+    module = importlib.import_module("asnn_goose.kernels.delta_triton")
+    monkeypatch.setattr(module, "launch_of", lambda device: getattr(module, request.param))
 
 
 def interpret_bfloat16(monkeypatch):
@@ -105,6 +113,7 @@ def test_silent_and_dense_keys_of_small_inputs_are_those_of_the_loop(rule, densi
     assert_near_the_loop(rule, inputs(20, density=density, widths=(16, 32)))
 
 
+@pytest.mark.usefixtures("any_launch")
 @pytest.mark.parametrize(("time", "group"), [(1, 1), (19, 3), (70, 2), (33, 6)])
 def test_small_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time, group):
     given = inputs(time, group, dtype=torch.bfloat16, widths=(16, 32))
@@ -142,6 +151,7 @@ def test_values_and_gradients_are_those_of_the_loop_at_any_length(rule, time, gr
     assert_near_the_loop(rule, inputs(time, group))
 
 
+@pytest.mark.usefixtures("any_launch")
 @pytest.mark.gpu
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
@@ -149,6 +159,7 @@ def test_values_and_gradients_are_those_of_the_loop_at_any_density_and_mask(rule
     assert_near_the_loop(rule, inputs(150, density=density), mask(150) if masked else None)
 
 
+@pytest.mark.usefixtures("any_launch")
 @pytest.mark.gpu
 @pytest.mark.parametrize("widths", [(16, 16), (32, 64), (64, 64), (128, 128), (16, 128)])
 def test_values_and_gradients_are_those_of_the_loop_at_any_width(rule, widths):
@@ -161,6 +172,7 @@ def test_each_result_alone_has_its_gradients(rule, wanted):
     assert_near_the_loop(rule, inputs(100), wanted=wanted)
 
 
+@pytest.mark.usefixtures("any_launch")
 @pytest.mark.gpu
 @pytest.mark.parametrize("time", [7, 257])
 @pytest.mark.parametrize("group", [1, 3, 6])
@@ -168,6 +180,7 @@ def test_bfloat16_inputs_cost_no_more_than_their_rounding(rule, time, group):
     assert_near_the_loop(rule, inputs(time, group, dtype=torch.bfloat16), dtype=torch.bfloat16)
 
 
+@pytest.mark.usefixtures("any_launch")
 @pytest.mark.gpu
 @pytest.mark.parametrize("widths", [(16, 16), (32, 64), (64, 64), (128, 128), (16, 128)])
 def test_bfloat16_inputs_of_any_width_cost_no_more_than_their_rounding(rule, widths):
@@ -227,3 +240,29 @@ def test_a_machine_without_triton_is_told_what_to_use_instead(monkeypatch):
         monkeypatch.delitem(sys.modules, f"asnn_goose.kernels.{name}", raising=False)
     with pytest.raises(MachineError, match=r"needs triton.*choose the torch backend"):
         importlib.import_module("asnn_goose.kernels.delta_triton")
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "expected"),
+    [("3.6.0", (9, 0), "FAST"), ("3.7.1", (9, 0), "SAFE"), ("3.6.0", (8, 0), "SAFE")],
+)
+@pytest.mark.usefixtures("rule")
+def test_settings_serve_where_they_were_verified(version, capability, expected, monkeypatch):
+    module = importlib.import_module("asnn_goose.kernels.delta_triton")
+    monkeypatch.setattr(module, "VERSION", version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert module.launch_of.__wrapped__(torch.device("cuda", 0)) is getattr(module, expected)
+
+
+@pytest.mark.usefixtures("rule")
+def test_wgmma_is_switched_off_for_as_long_as_kernels_are_launched(monkeypatch):
+    module = importlib.import_module("asnn_goose.kernels.delta_triton")
+    for before in (None, "0"):
+        monkeypatch.delenv(module.NO_WGMMA, raising=False)
+        if before is not None:
+            monkeypatch.setenv(module.NO_WGMMA, before)
+        with module._matrix_instructions(wgmma=False):
+            assert os.environ[module.NO_WGMMA] == "1"
+        with module._matrix_instructions(wgmma=True):
+            assert os.environ.get(module.NO_WGMMA) == before
+        assert os.environ.get(module.NO_WGMMA) == before

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asnn_goose.kernels.delta_triton_kernels import carry_kernel, read_kernel, solve_kernel
+from asnn_goose.kernels.delta_triton_kernels import VERSION, carry_kernel, read_kernel, solve_kernel
 from asnn_goose.kernels.delta_triton_kernels_backward import (
     carry_backward_kernel,
     gradients_kernel,
@@ -23,23 +25,59 @@ DTYPES = (torch.float32, torch.bfloat16)
 LEAST_CHUNK, MOST_CHUNK = 16, 32
 # Columns of values carried by one program: the wider block where even so the 132 multiprocessors of an H200 are busy.
 NARROW, WIDE, ENOUGH_PROGRAMS = 16, 32, 132
-# Members of a group that are read by one matrix product in bfloat16.
-MOST_MEMBERS = 4
 # Whether the transpose of a tile in bfloat16 is made from the tile; else it is loaded too.
 TURN = True
 # In bfloat16 at widths to 64; a limit on registers makes room for a second or third program on a multiprocessor.
 MOST_WARPS = 8
-SOLVE = {"num_warps": 4, "num_stages": 1}
 CARRY = {"num_warps": 2, "stages": 3}
-READ = {"num_warps": 4, "num_stages": 1}
-READ_BACKWARD = {"num_warps": 8, "num_stages": 1, "maxnreg": 128}
 CARRY_BACKWARD = {"num_warps": 2, "stages": 3}
-GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
-# Whether Triton may use Hopper's own matrix instruction (wgmma). Triton 3.6 writes wrong code with it for these kernels
-# at other launch settings than the fastest: wrong gradients, illegal addresses. Without it every setting is right.
-WGMMA = False
 # tf32 alone keeps 11 bits: enough beside bfloat16, not for float32.
 INVERSE_PRECISION = {torch.float32: "tf32x3", torch.bfloat16: "tf32"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the kernels other than the carries are compiled and launched.
+
+    Attributes:
+        wgmma: Whether Triton may use Hopper's asynchronous matrix instruction.
+        members: Members of a group that are read by one matrix product in bfloat16.
+        solve: Of the kernel of that name, as the others.
+        read: Reading.
+        read_backward: The reads' part of the backward.
+        gradients: The rest of the backward.
+    """
+
+    wgmma: bool
+    members: int
+    solve: dict[str, int]
+    read: dict[str, int]
+    read_backward: dict[str, int]
+    gradients: dict[str, int]
+
+
+VERIFIED = ("3.6.0",)
+"""Versions of Triton whose code for `FAST` obeys the laws on an H200: with other settings, as near as twice the warps,
+3.6.0 writes code with wgmma that gives wrong gradients or illegal addresses. Run the laws there before adding one."""
+FAST = Launch(
+    wgmma=True, members=4, solve={"num_warps": 4, "num_stages": 1}, read={"num_warps": 4, "num_stages": 1},
+    read_backward={"num_warps": 8, "num_stages": 1, "maxnreg": 128},
+    gradients={"num_warps": 4, "num_stages": 1, "maxnreg": 168},
+)  # fmt: skip
+# Without wgmma all settings that were tried were right, and these the fastest: a third slower than FAST.
+SAFE = Launch(
+    wgmma=False, members=1, solve={"num_warps": 2, "num_stages": 1}, read={"num_warps": 2, "num_stages": 1},
+    read_backward={"num_warps": 4, "num_stages": 1}, gradients={"num_warps": 4, "num_stages": 1, "maxnreg": 168},
+)  # fmt: skip
+
+
+@cache
+def launch_of(device: torch.device) -> Launch:
+    """What serves on a device with this version of Triton; in Triton's interpreter it makes no difference."""
+    if device.type != "cuda":
+        return FAST
+    hopper = torch.cuda.get_device_capability(device) == (9, 0)
+    return FAST if hopper and VERSION in VERIFIED else SAFE
 
 
 def delta_rule_triton(
@@ -87,7 +125,8 @@ class _Plan:
         self.everywhere, self.columns = (self.chunks, self.rows), (columns // block, self.rows)
         self.r, self.k, self.v = receptance.stride()[:4], key.stride()[:3], value.stride()[:3]
         self.sizes = time, heads
-        stacked = min(MOST_MEMBERS, 1 << (group - 1).bit_length()) if self.kind == torch.bfloat16 else 1
+        self.launch = launch_of(key.device)
+        stacked = min(self.launch.members, 1 << (group - 1).bit_length()) if self.kind == torch.bfloat16 else 1
         self.members = {"group": group, "members": stacked}
         # Numbers of twice the size, and tiles of twice the width, take twice the threads to hold, and every register.
         self.warps = (1 if self.kind == torch.bfloat16 else 2) * (1 if max(width, columns) <= 64 else 2)
@@ -97,7 +136,7 @@ class _Plan:
             shared | {"block": block},
         )
 
-    def launch(self, settings: dict[str, int]) -> dict[str, int | None]:
+    def settings(self, settings: dict[str, int]) -> dict[str, int | None]:
         """The settings of a kernel for this call."""
         limit = settings.get("maxnreg") if self.warps == 1 else None
         return settings | {"num_warps": min(MOST_WARPS, settings["num_warps"] * self.warps), "maxnreg": limit}
@@ -108,10 +147,10 @@ class _Plan:
 
 
 @contextmanager
-def _matrix_instructions() -> Iterator[None]:
-    """Within it kernels are compiled as `WGMMA` says; Triton has no option for it but its environment variable."""
+def _matrix_instructions(wgmma: bool) -> Iterator[None]:
+    """Within it kernels are compiled with wgmma or without, for which Triton has no option but a variable."""
     before = os.environ.get(NO_WGMMA)
-    if not WGMMA:
+    if not wgmma:
         os.environ[NO_WGMMA] = "1"
     try:
         yield
@@ -138,17 +177,18 @@ def _rule(
     plan = _Plan(r, k, v)
     read, final, solved, erasing, new, kept, states = _results(receptance, key, value)
     added = torch.empty_like(states)
-    with torch.cuda.device_of(k), _matrix_instructions():
+    with torch.cuda.device_of(k), _matrix_instructions(plan.launch.wgmma):
         solve_kernel[plan.everywhere](
             k, v, log_w, a, b, solved, erasing, added, kept, *plan.k, *plan.v, *plan.sizes, **plan.constants,
-            levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION[plan.kind], **plan.launch(SOLVE),
+            levels=plan.chunk.bit_length() - 1, inverse=INVERSE_PRECISION[plan.kind],
+            **plan.settings(plan.launch.solve),
         )  # fmt: skip
         carry_kernel[plan.columns](
-            initial, erasing, added, kept, states, final, plan.chunks, **plan.carried, **plan.launch(CARRY)
+            initial, erasing, added, kept, states, final, plan.chunks, **plan.carried, **plan.settings(CARRY)
         )
         read_kernel[plan.everywhere](
             r, k, v, log_w, a, b, solved, states, new, read,
-            *plan.r, *plan.k, *plan.v, *plan.sizes, **plan.members, **plan.constants, **plan.launch(READ),
+            *plan.r, *plan.k, *plan.v, *plan.sizes, **plan.members, **plan.constants, **plan.settings(plan.launch.read),
         )  # fmt: skip
     return read, final, solved, erasing, new, kept, states
 
@@ -187,18 +227,18 @@ def _rule_backward(
     source, reached, after = torch.empty_like(new), torch.empty_like(states), torch.empty_like(states)
     written, decayed = plan.buffer(k, plan.chunk, k.shape[-1]), plan.buffer(k, plan.chunk, dtype=torch.float32)
     *gradients, initial_gradient = _gradients(receptance, key, value, log_decay, erase, write, state_gradient)
-    with torch.cuda.device_of(k), _matrix_instructions():
+    with torch.cuda.device_of(k), _matrix_instructions(plan.launch.wgmma):
         read_backward_kernel[plan.everywhere](
             r, k, log_w, a, read_gradient, solved, states, new, gradients[0], source, reached, written, decayed,
-            *plan.r, *plan.k, *plan.sizes, **plan.members, **plan.constants, **plan.launch(READ_BACKWARD),
+            *plan.r, *plan.k, *plan.sizes, **plan.members, **plan.constants, **plan.settings(plan.launch.read_backward),
         )  # fmt: skip
         carry_backward_kernel[plan.columns](
             state_gradient, erasing, reached, kept, after, initial_gradient, plan.chunks,
-            **plan.carried, **plan.launch(CARRY_BACKWARD),
+            **plan.carried, **plan.settings(CARRY_BACKWARD),
         )  # fmt: skip
         gradients_kernel[plan.everywhere](
             k, v, log_w, a, b, solved, states, new, source, after, written, decayed, *gradients[1:],
-            *plan.k, *plan.v, *plan.sizes, **plan.constants, **plan.launch(GRADIENTS),
+            *plan.k, *plan.v, *plan.sizes, **plan.constants, **plan.settings(plan.launch.gradients),
         )  # fmt: skip
     r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient = gradients
     return r_gradient, k_gradient, v_gradient, log_gradient, a_gradient, b_gradient, initial_gradient

@@ -25,6 +25,8 @@ except ImportError as error:
         "or choose the torch backend"
     ) from error
 
+VERSION: str = triton.__version__
+
 
 @triton.jit
 @no_type_check
