@@ -32,8 +32,8 @@ from asnn_goose.training import step as step_module
 from asnn_goose.training.distill import distill
 
 BAND = 0.02
-"""Relative difference of ten steps' mean loss, and of the last perplexity, that may be: on an H200 300 steps in bfloat16
-were off by 0.5 % on average, 1.0 % at most, and 0.1 % in the last perplexity."""
+"""Relative difference of ten steps' mean loss, and of the last perplexity, that may be: on an H200 300 steps in
+bfloat16 were off by 0.5 % on average, 1.0 % at most, and 0.1 % in the last perplexity."""
 PLAIN = ("student.backend=torch", "teacher.compile=false", "training.compile=false", "training.cuda_graphs=false")
 FAST = ("student.backend=auto", "teacher.compile=true", "training.compile=true", "training.cuda_graphs=true")
 
