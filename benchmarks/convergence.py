@@ -7,6 +7,7 @@ steps, or the last perplexity, leaves the band.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from asnn_goose.environment import collect_environment
 from asnn_goose.kernels.kd_loss import distillation_sums
-from asnn_goose.models import convolution
+from asnn_goose.models import convolution, joint_linear
 from asnn_goose.presets import load_recipe, recipe_yaml
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.spikes import encoder
@@ -43,6 +44,7 @@ def torch_alone() -> Iterator[None]:
     """Within it nothing but torch computes."""
     with ExitStack() as patches:
         patches.enter_context(mock.patch.dict(encoder.LEAST_WORTHWHILE, clear=True))
+        patches.enter_context(mock.patch.dict(joint_linear.LEAST_TOKENS, clear=True))
         patches.enter_context(mock.patch.object(convolution, "_compiled_kernel", return_value=None))
         loss = partial(distillation_sums, backend="torch")
         patches.enter_context(mock.patch.object(step_module, "distillation_sums", loss))
@@ -77,6 +79,9 @@ def differences(found: Trained, expected: Trained) -> tuple[float, float, float]
     """Relative: the largest of the loss at any logged step, that of the last loss, and of the last perplexity."""
     if found.loss.keys() != expected.loss.keys():
         raise SystemExit(f"the runs logged other steps: {list(found.loss)} and {list(expected.loss)}")
+    figures = [*found.loss.values(), *found.perplexity.values()]
+    if not all(map(math.isfinite, figures)):
+        raise SystemExit("a loss or a perplexity is not finite")
     off = [abs(found.loss[step] / expected.loss[step] - 1) for step in expected.loss]
     last = max(expected.perplexity)
     return max(off), off[-1], abs(found.perplexity[last] / expected.perplexity[last] - 1)

@@ -3,8 +3,8 @@
 The forms go from torch alone, step by step, to everything that is fast: this package's kernels, compiled blocks, and
 micro-batches replayed as CUDA graphs. Each is checked first: its loss on one batch against that of the float32 step;
 gradients are held by tests, for in bfloat16 random weights of 30 layers have chaotic ones. Then all are timed in the
-same run; the ratio is to torch alone. Launched by torchrun, `--batch` is that of each process and all of them are timed
-together. Weights are random, since speed does not depend on them. `goose` converts a model
+same run; the ratio is to torch alone. Launched by torchrun, `--batch` is that of each process and all of them are
+timed together. Weights are random, since speed does not depend on them. `goose` converts a model
 of SmolLM2-135M's shape into one of the same size; `wkv` is v14.3, 74M taught by GPT-2. Exit code 1 if a loss is off;
 speed decides nothing.
 """
@@ -14,7 +14,6 @@ import gc
 import statistics
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,6 +32,7 @@ from asnn_goose.data.batches import BatchPlan
 from asnn_goose.data.feed import BatchFeed
 from asnn_goose.data.tokens import TokenRows
 from asnn_goose.kernels.kd_loss import distillation_sums
+from asnn_goose.models import joint_linear
 from asnn_goose.models.build import build_student
 from asnn_goose.models.loading import LoadedModel, load_causal_lm
 from asnn_goose.models.teacher import make_teacher
@@ -44,6 +44,7 @@ from asnn_goose.training.prepare import replaced_blocks
 from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.stages import plan_stages
 from asnn_goose.training.work import RunMaterial, build_work
+from step_profile import profile
 
 # On an H200 bfloat16 was off by 3.5e-4 with 30 layers.
 TOLERANCE = 5e-3
@@ -64,26 +65,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "objective": {"temperature": {"value": 2.0}, "cross_entropy_weight": 0.5},
     },
 }  # fmt: skip
-# What a kernel's name tells of its work, the first that fits.
-KINDS = {
-    "recurrence": (
-        "solve_",
-        "carry_",
-        "read_kernel",
-        "read_backward",
-        "gradients_",
-        "scan_kernel",
-        "reads_",
-        "writes_",
-    ),
-    "mixer inputs": ("site_", "mixer_", "convolution_", "taps_", "encode"),
-    "feed-forward gate": ("swiglu",),
-    "loss over the vocabulary": ("rows_kernel",),
-    "matrix products": ("nvjet", "gemm", "cutlass", "splitK", "cublas"),
-    "teacher's attention": ("flash", "fmha", "attention", "sdpa"),
-    "optimizer": ("multi_tensor", "FusedAdam", "fused_adam"),
-    "elementwise, compiled": ("triton_",),
-}
 
 
 class Form(NamedTuple):
@@ -220,6 +201,7 @@ def torch_alone(form: Form) -> Iterator[None]:
         return
     with (
         mock.patch.dict(encoder.LEAST_WORTHWHILE, clear=True),
+        mock.patch.dict(joint_linear.LEAST_TOKENS, clear=True),
         mock.patch.object(step_module, "distillation_sums", partial(distillation_sums, backend="torch")),
     ):
         yield
@@ -246,30 +228,6 @@ def wait() -> None:
     """Let the device finish."""
     if on_gpu():
         torch.cuda.synchronize()
-
-
-def profile(bench: Bench, rows: int) -> list[Table]:
-    """Where a step's time on the device goes: by kind of work, and kernel by kernel."""
-    activities = [torch.profiler.ProfilerActivity.CUDA if on_gpu() else torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profiler:
-        bench.take()
-        wait()
-    field = "self_device_time_total" if on_gpu() else "self_cpu_time_total"
-    kernels = [(getattr(event, field) / 1e3, event.count, event.key) for event in profiler.key_averages()]
-    whole = sum(ms for ms, _, _ in kernels)
-    by_kind: dict[str, float] = defaultdict(float)
-    for ms, _, name in kernels:
-        by_kind[next((kind for kind, marks in KINDS.items() if any(m in name for m in marks)), "other")] += ms
-    kinds = Table(title=f"a step by kind of work, {whole:.1f} ms")
-    listed = Table(title="the costliest kernels")
-    for table, columns in ((kinds, ("kind", "ms", "share")), (listed, ("kernel", "ms", "calls", "us each"))):
-        for column in columns:
-            table.add_column(column, justify="left" if column in ("kind", "kernel") else "right", no_wrap=True)
-    for kind, ms in sorted(by_kind.items(), key=lambda item: -item[1]):
-        kinds.add_row(kind, f"{ms:.1f}", f"{ms / whole:.0%}")
-    for ms, count, name in sorted(kernels, reverse=True)[:rows]:
-        listed.add_row(name[:100], f"{ms:.2f}", str(count), f"{ms / count * 1e3:.0f}")
-    return [kinds, listed]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -299,11 +257,13 @@ def main() -> int:
     name = torch.cuda.get_device_name() if on_gpu() else f"CPU, {torch.get_num_threads()} threads"
     name = name if process_count() == 1 else f"{process_count()} x {name}"
     table = Table(title=f"a step of {options.batch} x {options.window}, {options.student} student, {name}")
-    parts = ("teacher", "body", "body + loss", "update") if options.parts else ()
+    parts = ("teacher", "body", "body + loss", "update") if options.parts and not options.fsdp2 else ()
     for column in ("form", *parts, "step, ms", "tokens/s", "times faster", "peak GB", "loss off by"):
         table.add_column(column, justify="left" if column == "form" else "right")
     expected, slowest, worst = 0.0, 0.0, 0.0
     for form in (FORMS[number] for number in options.forms):
+        if options.fsdp2 and form.replayed:
+            continue
         start = time.perf_counter()
         with torch_alone(form):
             bench = Bench(form, options)
@@ -320,7 +280,7 @@ def main() -> int:
         spent = time.perf_counter() - start
         console.print(f"{form.name}: {step_ms:.1f} ms, {speed} tokens/s, off by {off:.1e} ({spent:.0f} s in all)")
         if options.profile and form is FORMS[list(options.forms)[-1]]:
-            console.print(*profile(bench, options.profile), sep="\n")
+            console.print(*profile(bench.take, options.profile), sep="\n")
         del bench
         gc.collect()
         if on_gpu():

@@ -24,8 +24,8 @@ class Teacher(Section):
     compile: bool = False
     """Compile the teacher with torch.compile; where that fails it runs uncompiled and says so."""
     hidden_cache: bool = False
-    """Keep the teacher's last hidden states of every row that predictions are distilled on: later epochs need no more
-    than its head. Takes as many numbers as tokens times the teacher's width."""
+    """On one process, keep the teacher's last hidden states of every row that predictions are distilled on: later
+    epochs need no more than its head. Takes as many numbers as tokens times the teacher's width."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Expected SHA-256 of a .gguf file; another file is refused."""
 

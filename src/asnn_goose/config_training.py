@@ -120,6 +120,8 @@ class TrainingOptions(Section):
                 f"training.cuda_graphs replays work on weights where they are, and training.sharding={self.sharding} "
                 "moves them: set one of the two"
             )
+        if self.cuda_graphs and self.precision == "fp16":
+            raise ValueError("training.cuda_graphs does not go with fp16: use training.precision=bf16 or fp32")
         return self
 
     @property

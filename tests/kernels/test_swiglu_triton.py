@@ -49,7 +49,7 @@ def test_no_tokens_give_no_values(swiglu, kernel_device):
 
 
 def test_what_the_kernel_is_not_written_for_is_refused(swiglu):
-    with pytest.raises(ValueError, match="width 5 needs 10 columns, got 8"):
+    with pytest.raises(ValueError, match="width 5 needs 10 columns, gate then up, got 8"):
         swiglu(torch.zeros(2, 8), 5)
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         swiglu(torch.zeros(2, 8, dtype=torch.float64), 4)

@@ -17,6 +17,7 @@ from asnn_goose.config_student import GooseStudent, Spikes, WkvStudent
 from asnn_goose.errors import ConfigError
 from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.build import build_student, fresh_student
+from asnn_goose.models.compiling import CompiledForm
 from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.mixers import MixerOutput
 from asnn_goose.models.teacher import Teacher, output_head
@@ -52,7 +53,8 @@ def source(request, teacher):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = randomized(MODELS[request.param]())
-    return Teacher(model, model.base_model, output_head(model, request.param), teacher.tokenizer, request.param, "")
+    body = CompiledForm(model.base_model, None, "teacher")
+    return Teacher(model, body, output_head(model, request.param), teacher.tokenizer, request.param, "")
 
 
 def fitting(source, **changes):

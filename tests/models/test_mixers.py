@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from asnn_goose.models import joint_linear
 from asnn_goose.models.mixers import FeedForward, shift_tokens
 
 # Float64 rounding of sums of some dozen terms of order 1.
@@ -31,7 +32,9 @@ def test_shift_passes_over_padding():
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "swiglu"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_feed_forward_is_its_formula(activation, bias):
+@pytest.mark.parametrize("joined", [False, True])
+def test_feed_forward_is_its_formula(activation, bias, joined, monkeypatch):
+    monkeypatch.setattr(joint_linear, "LEAST_TOKENS", {"cpu": 1} if joined else {})
     part, x = FeedForward(6, 10, activation, bias).double(), noise(2, 3, 6)
     inner = x @ part.up.weight.T + (part.up.bias if bias else 0.0)
     tanh_form = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
@@ -46,3 +49,16 @@ def test_feed_forward_is_its_formula(activation, bias):
 def test_only_swiglu_has_a_gate():
     assert FeedForward(6, 10, "silu").gate is None
     assert FeedForward(6, 10, "swiglu").gate is not None
+
+
+@pytest.mark.gpu
+def test_a_joined_swiglu_of_many_tokens_on_a_gpu_learns_what_its_layers_would(monkeypatch):
+    part, x = FeedForward(24, 40, "swiglu").cuda(), noise(3, 1000, 24).float().cuda()
+    outcomes = []
+    for least in ({"cuda": 1}, {}):
+        monkeypatch.setattr(joint_linear, "LEAST_TOKENS", least)
+        given = x.clone().requires_grad_()
+        output = part(given)
+        outcomes.append([output, *torch.autograd.grad(output.square().sum(), [given, *part.parameters()])])
+    for found, expected in zip(*outcomes, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())

@@ -133,19 +133,36 @@ def test_gradients_keep_their_values_and_then_their_place():
     assert not layer.weight.grad.any()
 
 
-def test_what_cannot_be_recorded_runs_as_written_with_one_warning(monkeypatch, caplog):
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_what_cannot_be_recorded_runs_as_written_with_one_warning(accumulates, monkeypatch, caplog):
+    modules, other = network("cpu"), network("cpu")
+
     def refuse(work):
+        work()
+        for parameter in modules.parameters():
+            # What is made while a recording fails holds anything.
+            if parameter.grad is not None and not accumulates:
+                parameter.grad.fill_(torch.nan)
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(replay, "Recording", refuse)
-    modules = network("cpu")
+    monkeypatch.setattr(replay, "Recording", refuse if not accumulates else refuse_at_once)
     observe, learn = work_of(modules, network("cpu"))
-    step = ReplayedMicroBatch(Work(observe), learn, list(modules.parameters()))
     with caplog.at_level(logging.WARNING):
-        losses = [step(batch)["loss"] for batch in batches("cpu")]
-    assert torch.stack(losses).isfinite().all()
+        found = trained(
+            "cpu",
+            lambda _: ReplayedMicroBatch(Work(observe), learn, list(modules.parameters()), accumulates),
+            modules,
+            1,
+        )
     expected = "training.cuda_graphs: a micro-batch could not be recorded (operation not permitted when stream is "
     assert [record.getMessage() for record in caplog.records] == [expected + "capturing); it runs as written"]
+    plain_observe, plain_learn = work_of(other, network("cpu"))
+    plain = trained("cpu", lambda _: lambda batch: plain_learn(batch.ids, plain_observe(batch.ids)), other, 1)
+    torch.testing.assert_close(found, plain)
+
+
+def refuse_at_once(work):
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
 @pytest.mark.gpu

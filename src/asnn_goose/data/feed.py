@@ -16,15 +16,15 @@ GPU_WORKERS = 2
 """Workers where a GPU trains and the recipe does not say: one batch is being made while another waits."""
 
 
-class _Batches(Dataset[Tensor]):
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
     """A plan's batches by the rows that were taken before them."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan = plan
 
-    def __getitem__(self, rows_seen: int) -> Int64[Tensor, "batch window"]:
-        """The batch."""
-        return self.plan.batch(rows_seen)
+    def __getitem__(self, rows_seen: int) -> tuple[Int64[Tensor, "batch window"], Int64[Tensor, " batch"]]:
+        """The batch, and its rows' numbers."""
+        return self.plan.batch(rows_seen), torch.from_numpy(self.plan.row_numbers(rows_seen))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class BatchFeed:
 
     def take(self) -> Batch:
         """The next batch, its copy to the device under way; `rows_seen` moves on."""
-        ids: Tensor = next(self._batches)
-        numbers = self.plan.row_numbers(self.rows_seen)
+        ids, numbers = next(self._batches)
         self.rows_seen = self.plan.advance(self.rows_seen)
-        return Batch(ids.to(self.device, non_blocking=True), numbers)
+        return Batch(ids.to(self.device, non_blocking=True), numbers.numpy())

@@ -35,7 +35,7 @@ BACKWARD_NUMBERS, BACKWARD_WARPS = 2_048, 4
 MOST_TURNS = 3
 # Numbers of each half of a head in a tile, four a thread: each then has sums of its own.
 CONVOLUTION_NUMBERS, CONVOLUTION_WARPS = 512, 4
-# Programs stay from their first token to their last, since each leaves a row of partial sums: all fit at once.
+# Programs stay from their first token to their last, since each leaves a row of partial sums: all fit an H200 at once.
 MULTIPROCESSORS, RESIDENT_PROGRAMS = 132, 3
 # Larger than any |x| in steps, and finite when it is multiplied by one.
 UNLIMITED = 1e30
@@ -102,7 +102,8 @@ def mixer_inputs_triton(
     """
     reason = refusal(projected, taps, heads, encodings)
     if reason is not None or dtype not in DTYPES:
-        raise ValueError(f"the fused inputs of a mixer take {reason or f'float32 or bfloat16, got {dtype}'}")
+        taken = reason or f"float32 or bfloat16, got {dtype}"
+        raise ValueError(f"the fused inputs of a mixer take {taken}: use the torch backend")
     cosine, sine = tables or (None, None)
     choices = [choice for encoding in encodings for choice in _choices(encoding)]
     tail = tail.to(projected.dtype)

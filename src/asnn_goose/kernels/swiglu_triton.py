@@ -25,7 +25,7 @@ def swiglu_triton(both: Float[Tensor, "*batch columns"], width: int) -> Float[Te
         ValueError: Fewer than 2 * width columns, or a dtype that the kernels are not written for.
     """
     if width < 1 or both.shape[-1] < 2 * width:
-        raise ValueError(f"swiglu of width {width} needs {2 * width} columns, got {both.shape[-1]}")
+        raise ValueError(f"swiglu of width {width} needs {2 * width} columns, gate then up, got {both.shape[-1]}")
     if both.dtype not in DTYPES:
         raise ValueError(f"the Triton swiglu takes float32, bfloat16 or float16, got {both.dtype}: use torch")
     rows = both.reshape(-1, both.shape[-1]).contiguous()

@@ -34,7 +34,12 @@ class CompiledForm(Generic[Form]):
         if self.compiled is not None:
             try:
                 return act(self.compiled)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
+                # A CUDA graph that is being recorded cannot go on after an error, whatever its cause.
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                    raise
                 self.compiled = None
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 logger.warning("torch.compile failed for the %s (%s); it runs uncompiled", self.role, reason)

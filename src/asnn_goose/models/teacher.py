@@ -85,7 +85,7 @@ def make_teacher(loaded: LoadedModel, compiled: bool = False) -> Teacher:
 
 def body_hidden_states(body: Any, input_ids: Tensor) -> Tensor:
     """Last hidden states of a transformers body for full rows, without building a cache."""
-    with causal_by_itself(body.config, input_ids.shape[1]):
+    with causal_by_itself(body, input_ids.shape[1]):
         hidden: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
     return hidden
 

@@ -1,6 +1,7 @@
 """`training.batch_size: auto`: the largest micro-batch that fits the GPU and still pays, found by trying a few."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from asnn_goose.config import Recipe
 from asnn_goose.errors import MachineError
+from asnn_goose.models.compiling import CompiledForm
 from asnn_goose.training.distributed import from_main
 from asnn_goose.training.memory import peak_memory_bytes
 from asnn_goose.training.prepare import replaced_blocks, stage_batches
@@ -110,6 +112,8 @@ def probed_batch(recipe: Recipe, material: RunMaterial, text: PreparedText, acce
 
     Nothing is compiled for it: that takes longer than trying, and a step that is not compiled takes more memory.
     """
+    teacher = material.teacher
+    material = replace(material, teacher=replace(teacher, body=CompiledForm(teacher.body.plain, None, "teacher")))
     plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"compile": False})})
     distilled = [plan for plan in plan_stages(plain, 1) if plan.kind == "distill"]
     plan = max(distilled or plan_stages(plain, 1), key=lambda plan: plan.train == "all")

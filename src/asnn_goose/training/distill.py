@@ -39,7 +39,7 @@ from asnn_goose.training.progress import ProgressLine
 from asnn_goose.training.rows import PreparedText, prepare_text
 from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.stages import plan_stages
-from asnn_goose.training.work import RunMaterial, build_work
+from asnn_goose.training.work import RunMaterial, StageWork, build_work
 
 REPLICATION = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
 """Gradients lie in the buckets that are sent, not beside them."""
@@ -115,7 +115,12 @@ def run_stages(
     whole = sum(plan.steps for plan in plans)
     reason: StopReason = "budget"
     with stop_requests() as stop_asked, ProgressLine(console, whole, state.step) as progress:
+        work: StageWork | None = None
+        loop: TrainingLoop | None = None
         for plan in plans[min(state.stage, len(plans) - 1) :]:
+            # What the stage before recorded, kept and accumulated makes room, and nothing of it stays with accelerate.
+            work = loop = None
+            accelerator.free_memory()
             batches = stage_batches(recipe, plan, text, accelerator)
             work = build_work(plan, recipe, material, replaced, batches)
             loop = TrainingLoop(accelerator, work, material, recipe.training, state)
@@ -130,6 +135,8 @@ def run_stages(
                     break
                 loop.end_stage(reason, progress)
             state = loop.state
+        if loop is None:
+            raise ValueError("a run has at least one stage")
         if reason != "interrupted":
             loop.save("last")
     return loop, reason

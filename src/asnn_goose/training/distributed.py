@@ -143,6 +143,7 @@ class ProcessStep:
 
     Raises:
         ConfigError: Replays in fp16, whose gradient scaler chooses its scale on the way.
+        ValueError: Replays of a sharded student.
     """
 
     def __init__(
@@ -156,9 +157,14 @@ class ProcessStep:
         self.accelerator, self.module, self.sharded, self.replays = accelerator, module, sharded, replays
         self.wrapped: Any = sharded
         self._replayed: ReplayedMicroBatch | None = None
+        # What the stage before left would be added to, and its norm counted.
+        for parameter in module.parameters():
+            parameter.grad = None
         if replays:
             if accelerator.scaler is not None:
                 raise ConfigError("training.cuda_graphs does not go with fp16: use training.precision=bf16 or fp32")
+            if sharded is not None:
+                raise ValueError("replays work on weights where they are, and those of a sharded student move")
             for parameter in module.parameters() if accelerator.num_processes > 1 else ():
                 distributed.broadcast(parameter.detach(), src=0)
             self.wrapped, self.optimizer = module, accelerator.prepare(optimizer)
@@ -173,10 +179,13 @@ class ProcessStep:
 
     def __call__(self, *arguments: Any) -> StepRecord:
         """The step's record of one micro-batch of this process."""
-        if self.sharded is None and not self.replays:
+        if self.replays:
+            with self.accelerator.autocast():
+                return cast(StepRecord, self.module(*arguments))
+        if self.sharded is None:
             return cast(StepRecord, self.wrapped(*arguments))
         with self.accelerator.autocast():
-            return cast(StepRecord, self.wrapped(*(() if self.replays else (self.module,)), *arguments))
+            return cast(StepRecord, self.wrapped(self.module, *arguments))
 
     def micro_batch(self, batch: Batch, work: StageWork, factor: float, last: bool) -> dict[str, Tensor]:
         """Add the gradients of factor * loss on these rows to those before; gives the means over their tokens.

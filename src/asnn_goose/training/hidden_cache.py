@@ -15,7 +15,7 @@ MEMORY_SHARE = 0.5
 class HiddenCache:
     """Hidden states of rows by their number, on the device that uses them, as the teacher gave them: nothing is lost.
 
-    Of several processes each keeps the rows that it has met.
+    A batch is spared the teacher if all of its rows are known; a resumed run knows none.
 
     Args:
         rows: Rows that there are.
@@ -66,7 +66,8 @@ class HiddenCache:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
+    """Memory that is free on a device, what torch holds ready included."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     return int(psutil.virtual_memory().available)

@@ -60,8 +60,6 @@ class TrainingLoop:
     ) -> None:
         self.accelerator, self.material, self.training, self.state = accelerator, material, training, state
         self.work, self.module, self.stage = work, work.module, work.plan
-        # Of the stage before nothing may stay with accelerate: it would step and wrap both.
-        accelerator.free_memory()
         replays = training.cuda_graphs and accelerator.device.type == "cuda"
         self.step = ProcessStep(accelerator, work.module, work.optimizer, material.sharded, replays)
         self.optimizer = self.step.optimizer

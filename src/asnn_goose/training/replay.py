@@ -6,7 +6,7 @@ than an H200 runs them. A replay is one launch, and reads and writes the same ad
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +54,20 @@ class FlatGradients:
         self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
         for parameter, room in zip(self.parameters, self.flat.split(sizes), strict=True):
             place = room[: parameter.numel()].view_as(parameter)
-            if parameter.grad is not None:
-                place.copy_(parameter.grad)
+            place.copy_(cast(Tensor, parameter.grad))
             parameter.grad = place
 
     def zero(self) -> None:
         """Forget all of them, leaving them where they are."""
         self.flat.zero_()
+
+
+class _Recorded(NamedTuple):
+    """Token ids, where both recordings look for them, what is seen of the teacher, and what is learned from it."""
+
+    ids: Tensor
+    seen: Recording[Any]
+    learned: Recording[Means]
 
 
 class ReplayedMicroBatch:
@@ -87,23 +94,21 @@ class ReplayedMicroBatch:
         self.work, self.learn, self.parameters, self.accumulates = work, learn, parameters, accumulates
         self.gradients: FlatGradients | None = None
         self._taken, self._failed = 0, False
-        self._ids: Tensor | None = None
-        self._recordings: tuple[Recording[Any], Recording[Means]] | None = None
+        self._recorded: _Recorded | None = None
 
     def __call__(self, batch: Batch) -> Means:
         """The micro-batch's means; its gradients are with the weights."""
         self._taken += 1
-        if self._taken > WARM_UPS and self._recordings is None and not self._failed:
-            self._record(batch.ids)
-        if self._recordings is None or self._ids is None:
+        if self._taken > WARM_UPS and self._recorded is None and not self._failed:
+            self._recorded = self._record(batch.ids)
+        if self._recorded is None:
             means = self.learn(batch.ids, self.work.see(batch))
             self._settle_gradients()
             return means
-        self._ids.copy_(batch.ids)
-        seen, learned = self._recordings
-        self._see(batch, seen)
+        self._recorded.ids.copy_(batch.ids)
+        self._see(batch, self._recorded.seen)
         # The next micro-batch of the same step overwrites what this one found.
-        return {name: mean.clone() for name, mean in learned().items()}
+        return {name: mean.clone() for name, mean in self._recorded.learned().items()}
 
     def _see(self, batch: Batch, seen: Recording[Any]) -> None:
         """Put what the step sees of the teacher where it was recorded to look."""
@@ -119,12 +124,15 @@ class ReplayedMicroBatch:
         """Make ready for the next step's gradients."""
         if self.gradients is not None:
             self.gradients.zero()
-        elif self._recordings is None:
+        elif self._recorded is None:
             self._drop_gradients()
 
     def _drop_gradients(self) -> None:
+        """Drop all gradients that have no place to keep."""
+        kept = set() if self.gradients is None else set(self.gradients.parameters)
         for parameter in self.parameters:
-            parameter.grad = None
+            if parameter not in kept:
+                parameter.grad = None
 
     def _settle_gradients(self) -> None:
         """Give the gradients their place, once it is known which weights have one."""
@@ -134,7 +142,7 @@ class ReplayedMicroBatch:
         if any(parameter.grad is not None and parameter not in known for parameter in self.parameters):
             self.gradients = FlatGradients(self.parameters)
 
-    def _record(self, ids: Tensor) -> None:
+    def _record(self, ids: Tensor) -> "_Recorded | None":
         kept = ids.clone()
         try:
             seen = Recording(lambda: self.work.observe(kept))
@@ -144,7 +152,9 @@ class ReplayedMicroBatch:
             learned = Recording(lambda: self.learn(kept, seen.found))
         except RuntimeError as error:
             self._failed = True
+            # What a recording has made was never computed.
+            self._drop_gradients()
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             logger.warning("training.cuda_graphs: a micro-batch could not be recorded (%s); it runs as written", reason)
-            return
-        self._ids, self._recordings = kept, (seen, learned)
+            return None
+        return _Recorded(kept, seen, learned)

@@ -13,6 +13,7 @@ from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.data.feed import Batch
+from asnn_goose.errors import ConfigError
 from asnn_goose.evaluation.perplexity import EvaluationWindows
 from asnn_goose.models.anatomy import TeacherBlock, body_blocks
 from asnn_goose.models.block import recomputed, run_block
@@ -88,6 +89,9 @@ def build_work(
         material: Models and the rest of the run.
         replaced: The teacher's blocks that the student's stand for, in order; empty where it has none.
         batches: The stage's rows.
+
+    Raises:
+        ConfigError: The teacher's hidden states are to be kept and cannot be.
     """
     student, teacher = material.student, material.teacher
     copied = copied_parameters(student, recipe)
@@ -123,8 +127,13 @@ def hidden_cache(teacher: Teacher, batches: BatchPlan) -> HiddenCache:
     """Room for the teacher's last hidden states of all rows.
 
     Raises:
-        ConfigError: There is not enough memory.
+        ConfigError: There is not enough memory, or there are several processes.
     """
+    if batches.processes > 1:
+        raise ConfigError(
+            f"teacher.hidden_cache=true with {batches.processes} processes: in each epoch a process meets other rows, "
+            "so what one keeps would serve another; set it to false, or train on one process"
+        )
     weight = teacher.head.weight
     return HiddenCache(len(batches.rows), batches.rows.window, weight.shape[1], weight.dtype, weight.device)
 
@@ -142,7 +151,7 @@ def observed_stream(teacher: Teacher, kept: Sequence[int], ids: Tensor) -> Teach
 
 def stretches(recipe: Recipe, teacher: Teacher) -> list[int]:
     """The teacher's blocks at which the stretches begin that the student's blocks stand for."""
-    if not isinstance(recipe.student, GooseStudent):
-        raise ValueError("hidden states are to be compared with a student whose blocks stand for no attention")
+    # Recipes say so already.
+    assert isinstance(recipe.student, GooseStudent)
     blocks, _ = body_blocks(teacher.model.base_model)
     return kept_layers(recipe.student.keep_layers, len(blocks))
