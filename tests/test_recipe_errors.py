@@ -35,7 +35,7 @@ REFUSALS = {
     "training.lr=1": "training.lr: unknown key; did you mean training.learning_rate?",
     "batch_size=4": "batch_size: unknown key; did you mean training.batch_size or stages.batch_size?",
     "trainig.steps=3": "trainig: unknown key; did you mean training?",
-    "teacher.x=1": "teacher.x: unknown key; teacher takes name, dtype, compile, sha256",
+    "teacher.x=1": "teacher.x: unknown key; teacher takes name, dtype, compile, hidden_cache, sha256",
     "data.subset=x": (
         "data.subset does not apply to the chosen data, which takes documents, rows, held_out_fraction, name"
     ),

@@ -59,5 +59,5 @@ def test_a_teacher_that_states_no_limit_of_positions_is_continued_too(finished_r
 
     student = AutoModelForCausalLM.from_pretrained(finished_run.folder.model)
     bloom = BloomForCausalLM(BloomConfig(vocab_size=4096, hidden_size=8, n_layer=1, n_head=2)).eval()
-    without_limit = replace(teacher, model=bloom, body=bloom.base_model)
+    without_limit = replace(teacher, model=bloom, body=CompiledForm(bloom.base_model, None, "teacher"))
     assert len(sample_side_by_side(without_limit, student, [torch.arange(PROMPT_TOKENS)], 0)) == 1
