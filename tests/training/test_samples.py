@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from asnn_goose.data.tokens import TokenRows
+from asnn_goose.models.compiling import CompiledForm
 from asnn_goose.training.samples import PROMPT_TOKENS, held_out_beginnings, sample_side_by_side
 
 
