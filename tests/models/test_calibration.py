@@ -4,6 +4,7 @@ import torch
 from asnn_goose.models.calibration import TIMESCALES, calibrate_mixer
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer, GooseShape
 from asnn_goose.models.sublayers import AttentionRecord
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 SHAPE = GooseShape(width=16, heads=4, key_value_heads=2, head_width=4, bias=True, output_bias=True)
 
@@ -57,3 +58,15 @@ def test_an_attention_that_finds_nothing_leaves_finite_weights(record):
     mixer = fresh(source)
     calibrate_mixer(mixer, AttentionRecord(seen.given, torch.zeros_like(seen.found), torch.zeros_like(seen.output)))
     assert all(torch.isfinite(parameter).all() for parameter in mixer.parameters())
+
+
+def test_an_encoded_output_projection_is_fitted_to_the_spikes_that_it_reads(record):
+    source, _, seen = record
+    mixer = fresh(source)
+    mixer.encoders["mixer_out"] = SpikeEncoder(16, levels=1, amplitude="none", scale="token")
+    calibrate_mixer(mixer, seen)
+    blind = fresh(source)
+    calibrate_mixer(blind, seen)
+    blind.encoders["mixer_out"] = mixer.encoders["mixer_out"]
+    errors = [(part(seen.given).residual - seen.output).square().mean() for part in (mixer, blind)]
+    assert errors[0] < errors[1]

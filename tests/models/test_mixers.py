@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from asnn_goose.models import joint_linear
 from asnn_goose.models.mixers import FeedForward, shift_tokens
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 # Float64 rounding of sums of some dozen terms of order 1.
 ROUNDING = {"rtol": 0.0, "atol": 1e-12}
@@ -40,9 +42,23 @@ def test_feed_forward_is_its_formula(activation, bias):
         gate = functional.linear(x, part.gate.weight, part.gate.bias)
         hidden = gate * torch.sigmoid(gate) * inner
     expected = hidden @ part.down.weight.T + (part.down.bias if bias else 0.0)
-    torch.testing.assert_close(part(x), expected, **ROUNDING)
+    found, spikes = part(x)
+    torch.testing.assert_close(found, expected, **ROUNDING)
+    assert not spikes
 
 
 def test_only_swiglu_has_a_gate():
     assert FeedForward(6, 10, "silu").gate is None
     assert FeedForward(6, 10, "swiglu").gate is not None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gate_and_up_as_one_product_read_the_same_spikes(bias, monkeypatch):
+    encoders = {"ffn_in": SpikeEncoder(6, 2, scale="token"), "ffn_mid": SpikeEncoder(10, 2, scale="token")}
+    part, x = FeedForward(6, 10, "swiglu", bias, encoders).double(), noise(2, 3, 6)
+    expected, spikes = part(x)
+    assert set(spikes) == {"ffn_in", "ffn_mid"}
+    monkeypatch.setattr(joint_linear, "LEAST_TOKENS", {"cpu": 1})
+    found, joint_spikes = part(x)
+    torch.testing.assert_close(found, expected, **ROUNDING)
+    assert all(torch.equal(values, joint_spikes[site]) for site, values in spikes.items())

@@ -162,7 +162,7 @@ def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
     return {
         "vocab_size": teacher.vocabulary_size,
         "spikes": {
-            "sites": list(spikes.sites),
+            "sites": spikes.sites,
             "levels": spikes.levels,
             "alpha": spikes.threshold.alpha,
             "learn_alpha": not isinstance(spikes.threshold, FixedThreshold),

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer
+from asnn_goose.models.spiking_linear import layer_input
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import AttentionRecord
 
@@ -46,7 +47,9 @@ def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
     read = mixer.read(given)
     products, squares = _moments(read, found)
     mixer.head_norm.copy_(products / squares.clamp_min(EPSILON))
-    _fit_output(mixer, read * mixer.head_norm, record.output)
+    # The gate passes everything on as yet, so this is what the projection is given.
+    projected = layer_input(mixer.encoders, "mixer_out", read * mixer.head_norm, {}).dense()
+    _fit_output(mixer, projected, record.output)
 
 
 def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
@@ -68,9 +71,9 @@ def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
     mixer.rates.bias.view(3, heads)[:2] = torch.where(scores > 0, chosen, mixer.rates.bias.view(3, heads)[:2])
 
 
-def _fit_output(mixer: GooseMixer, gained: Tensor, target: Tensor) -> None:
+def _fit_output(mixer: GooseMixer, projected: Tensor, target: Tensor) -> None:
     """W = argmin |n W^T - y|^2 + ridge |W - W_copied|^2, in float64."""
-    reads, outputs = gained.flatten(0, 1).double(), target.flatten(0, 1).double()
+    reads, outputs = projected.flatten(0, 1).double(), target.flatten(0, 1).double()
     if mixer.output.bias is not None:
         outputs = outputs - mixer.output.bias.double()
     copied = mixer.output.weight.double()

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from asnn_goose.config_student import GooseStudent, Spikes, SpikeSite, Surrogate, WkvStudent
+from asnn_goose.config_student import GooseStudent, Spikes, Surrogate, WkvStudent, spike_sites
 from asnn_goose.config_text import Section
 
 DEFAULT_SPIKES: dict[str, Any] = {
@@ -48,7 +48,7 @@ class GooseConfig(PreTrainedConfig):
         mix_init: `spread` or `recorded`.
         recurrence: `exact`, or `recorded` for the old scan that forgets.
         scan_backend: `auto`, `reference`, `torch` or `numba`.
-        spikes: Sites and encoder, with the keys of `DEFAULT_SPIKES`.
+        spikes: Sites, by a preset's name or one by one, and encoder, with the keys of `DEFAULT_SPIKES`.
         teacher_name: What the student was distilled from.
         vocabulary_hash: SHA-256 of the tokenizer the student was trained with.
 
@@ -106,6 +106,7 @@ class GooseConfig(PreTrainedConfig):
         check_choice("scan_backend", self.scan_backend, _options(GooseStudent if goose else WkvStudent, "backend"))
         if goose:
             self._check_heads()
+        self.spikes["sites"] = list(spike_sites(self.spikes["sites"], self.mixer, self.gate_rank))
         check_spikes(self.spikes)
         super().__post_init__(**kwargs)
 
@@ -128,8 +129,6 @@ def check_spikes(spikes: dict[str, Any]) -> None:
     """
     for key in spikes:
         check_choice("spikes", key, tuple(DEFAULT_SPIKES))
-    for site in spikes["sites"]:
-        check_choice("spikes.sites", site, get_args(SpikeSite))
     for name in ("amplitude", "scale"):
         check_choice(f"spikes.{name}", spikes[name], _options(Spikes, name))
     check_choice("spikes.surrogate.kind", spikes["surrogate"].get("kind", "clipped_ste"), _options(Surrogate, "kind"))

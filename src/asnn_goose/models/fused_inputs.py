@@ -23,7 +23,7 @@ def fusible(projected: Tensor, taps: Tensor, heads: tuple[int, int, int], encode
     """Whether the operator serves: many tokens on a GPU, sizes and dtypes it takes, and encoders it can express."""
     if projected.shape[:-1].numel() < LEAST_TOKENS.get(projected.device.type, math.inf):
         return False
-    if not all(_expressible(encoder) for encoder in encoders.values()):
+    if not all(_expressible(encoders[site]) for site in ("k", "v") if site in encoders):
         return False
     return refusal(projected, taps, heads, (_encoding(encoders, "k"), _encoding(encoders, "v"))) is None
 

@@ -233,11 +233,12 @@ def spike_result(loop: TrainingLoop, metrics: list[dict[str, Any]]) -> SpikeResu
 
 
 def spike_amplitudes(student: GooseForCausalLM) -> dict[str, dict[str, float | None]]:
-    """Learned amplitude of every encoder by layer and site, a channel-wise one as its mean."""
+    """Learned amplitude of every encoder by layer and site, a channel-wise one as its mean; the head follows last."""
     amplitudes: dict[str, dict[str, float | None]] = {}
     for path, module in student.model.named_modules():
         if isinstance(module, SpikeEncoder) and module.amplitude is not None:
-            _, layer, *_, site = path.split(".")
+            *_, site = parts = path.split(".")
+            layer = parts[1] if parts[0] == "layers" else len(student.model.layers)
             amplitudes.setdefault(f"layer_{layer}", {})[site] = float(module.amplitude.detach().mean())
     return amplitudes
 
