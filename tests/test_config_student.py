@@ -46,3 +46,10 @@ def test_a_site_that_a_student_has_not_is_refused_in_one_line(chosen, mixer, gat
     with pytest.raises(ValueError, match=told) as caught:
         spike_sites(chosen, mixer, gate_rank)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sites", ["all", ("k", "ffn_mid")])
+def test_amplitudes_by_sign_are_for_key_and_value_alone(sites):
+    with pytest.raises(ValidationError, match=r"spikes\.amplitude=asymmetric is for the sites k and v"):
+        Spikes(sites=sites, amplitude="asymmetric")
+    assert Spikes(amplitude="asymmetric").amplitude == "asymmetric"

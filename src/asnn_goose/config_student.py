@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from asnn_goose.config_text import Section
 
@@ -109,16 +109,29 @@ class Spikes(Section):
     sites: SitePreset | Annotated[tuple[SpikeSite, ...], Field(strict=False)] = ("k", "v")
     """Tensors that are encoded: `recorded` is k and v, `all` also the input of every linear layer that the student has,
     `all+head` the head's too, or a list; an empty list trains the dense twin."""
+    encoder: Literal["ternary", "binary", "dense"] = "ternary"
+    """`ternary` spikes have both signs, `binary` ones are not negative; `dense` encodes nothing: the twin."""
     levels: int = Field(default=1, ge=1, le=8)
-    """Largest absolute spike value D; 1 is pure ternary."""
+    """Largest absolute spike value D; 1 is pure ternary (or binary)."""
     threshold: Annotated[FixedThreshold | LearnedThreshold, Field(discriminator="kind")] = FixedThreshold()
     """How the threshold follows the activations."""
-    amplitude: Literal["none", "scalar", "channel"] = "scalar"
-    """Learned factor on the spikes."""
+    amplitude: Literal["none", "scalar", "channel", "group", "asymmetric"] = "scalar"
+    """Learned factor on the spikes: one, one a channel, one for each group of channels, or one for each sign (k and v
+    alone: a matrix would have to read its spikes twice)."""
+    group_channels: int = Field(default=32, ge=1)
+    """Channels that share an amplitude of kind `group`."""
     scale: Literal["none", "token"] = "none"
     """`token` multiplies a spike by its token's step 2 * theta; `none` leaves unit spikes, as recorded."""
+    calibrate: bool = True
+    """Start each threshold at a linear layer's input where spikes have the least squared error on the dense student's
+    activations, if they have a scale; those of k and v start as `threshold` says."""
     surrogate: Surrogate = Surrogate()
     """Stand-in derivative of the threshold."""
+
+    @model_validator(mode="after")
+    def _signs_are_no_matrix_inputs(self) -> "Spikes":
+        check_amplitude(self.amplitude, self.sites)
+        return self
 
     @field_validator("sites", mode="before")
     @classmethod
@@ -159,3 +172,16 @@ def spike_sites(chosen: str | Sequence[str], mixer: str, gate_rank: int) -> tupl
             student = f"{mixer} student" if mixer == "wkv" or gate_rank else f"{mixer} student without gate"
             raise ValueError(f"spikes.sites names {site!r}, but a {student} knows the sites {', '.join(known)}")
     return tuple(chosen)
+
+
+def check_amplitude(amplitude: str, sites: str | Sequence[str]) -> None:
+    """Refuse an amplitude for each sign at sites that linear layers read.
+
+    Raises:
+        ValueError: There is such a site.
+    """
+    if amplitude == "asymmetric" and set(SITE_PRESETS.get(sites, ()) if isinstance(sites, str) else sites) - {"k", "v"}:
+        raise ValueError(
+            "spikes.amplitude=asymmetric is for the sites k and v: a linear layer reads spikes once, without regard to "
+            "sign; give none, scalar, channel or group"
+        )

@@ -44,7 +44,7 @@ def test_norms_are_of_the_configured_kind(norm, kind):
 
 
 def test_encoder_options_reach_the_encoder():
-    encoder = build_encoder(config(spikes={"levels": 2, "alpha": 0.5, "amplitude": "none", "scale": "token"}), 12)
+    encoder = build_encoder(config(spikes={"levels": 2, "alpha": 0.5, "amplitude": "none", "scale": "token"}), "k", 12)
     assert (encoder.levels, encoder.alpha, encoder.amplitude, encoder.scale) == (2, 0.5, None, "token")
 
 

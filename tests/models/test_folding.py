@@ -16,14 +16,18 @@ FORMS = {
 SPIKES = {"levels": 2, "amplitude": "channel", "scale": "token"}
 
 
+GROUPS = {"amplitude": "group", "group_channels": 5, "encoder": "binary"}
+
+
 def made(make_student, form, **spikes):
     return make_student(**FORMS[form], spikes={"sites": "all+head", **SPIKES, **spikes})
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("form", FORMS)
-def test_a_folded_student_is_the_student(make_student, form, ids, tmp_path):
-    student = made(make_student, form)
+@pytest.mark.parametrize("spikes", [{}, GROUPS], ids=["channels", "groups"])
+def test_a_folded_student_is_the_student(make_student, form, spikes, ids, tmp_path):
+    student = made(make_student, form, **spikes)
     before = student(ids)
     fold_amplitudes(student)
     after = student(ids)

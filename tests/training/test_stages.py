@@ -92,3 +92,14 @@ def test_the_weights_of_a_stage_are_everything_the_mixers_or_what_is_new(teacher
     assert new < mixers < everything
     assert new == mixers - copied
     assert sum(torch.numel(p) for p in everything) == student.num_parameters()
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learned"])
+def test_a_threshold_that_is_found_but_not_learned_is_not_trained(teacher, kind):
+    options = recipe(spikes={"sites": "all", "scale": "token", "threshold": {"kind": kind}})
+    student = build_student(options.student, options.spikes, teacher, 0)
+    encoder = student.model.layers[0].mixer.encoders["mixer_in"]
+    for part in ("all", "mixers", "new"):
+        trained = trained_parameters(student, part, copied_parameters(student, options))
+        assert (encoder.alpha in trained) == (kind == "learned")
+        assert encoder.amplitude in trained

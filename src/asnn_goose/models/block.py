@@ -132,11 +132,11 @@ def build_mixer(config: GooseConfig, layer: int) -> WkvMixer | GooseMixer:
 def build_encoders(config: GooseConfig, widths: Mapping[str, int]) -> dict[str, SpikeEncoder]:
     """Encoders of those of the given sites, each with its width, that the configuration encodes."""
     sites = cast(dict[str, Any], config.spikes)["sites"]
-    return {site: build_encoder(config, width) for site, width in widths.items() if site in sites}
+    return {site: build_encoder(config, site, width) for site, width in widths.items() if site in sites}
 
 
-def build_encoder(config: GooseConfig, width: int) -> SpikeEncoder:
-    """A spike encoder as the configuration describes it."""
+def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
+    """A spike encoder as the configuration describes it; only linear layers' inputs have thresholds of their own."""
     spikes = cast(dict[str, Any], config.spikes)
     return SpikeEncoder(
         width=width,
@@ -146,4 +146,7 @@ def build_encoder(config: GooseConfig, width: int) -> SpikeEncoder:
         amplitude=spikes["amplitude"],
         scale=spikes["scale"],
         surrogate=SurrogateSpec(**spikes["surrogate"]),
+        kind=spikes["encoder"],
+        group_channels=spikes["group_channels"],
+        store_alpha=spikes["store_alpha"] and site not in ("k", "v"),
     )

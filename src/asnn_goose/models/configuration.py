@@ -5,16 +5,19 @@ from typing import Any, ClassVar, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from asnn_goose.config_student import GooseStudent, Spikes, Surrogate, WkvStudent, spike_sites
+from asnn_goose.config_student import GooseStudent, Spikes, Surrogate, WkvStudent, check_amplitude, spike_sites
 from asnn_goose.config_text import Section
 
 DEFAULT_SPIKES: dict[str, Any] = {
     "sites": ["k", "v"],
+    "encoder": "ternary",
     "levels": 1,
     "alpha": 1.0,
     "learn_alpha": False,
     "amplitude": "scalar",
+    "group_channels": 32,
     "scale": "none",
+    "store_alpha": False,
     "surrogate": {"kind": "clipped_ste", "width": 1.0, "gradient_scale": 1.0},
 }
 
@@ -106,8 +109,9 @@ class GooseConfig(PreTrainedConfig):
         check_choice("scan_backend", self.scan_backend, _options(GooseStudent if goose else WkvStudent, "backend"))
         if goose:
             self._check_heads()
-        self.spikes["sites"] = list(spike_sites(self.spikes["sites"], self.mixer, self.gate_rank))
         check_spikes(self.spikes)
+        sites = spike_sites(self.spikes["sites"], self.mixer, self.gate_rank)
+        self.spikes["sites"] = [] if self.spikes["encoder"] == "dense" else list(sites)
         super().__post_init__(**kwargs)
 
     def _check_heads(self) -> None:
@@ -129,8 +133,9 @@ def check_spikes(spikes: dict[str, Any]) -> None:
     """
     for key in spikes:
         check_choice("spikes", key, tuple(DEFAULT_SPIKES))
-    for name in ("amplitude", "scale"):
+    for name in ("encoder", "amplitude", "scale"):
         check_choice(f"spikes.{name}", spikes[name], _options(Spikes, name))
+    check_amplitude(spikes["amplitude"], spikes["sites"])
     check_choice("spikes.surrogate.kind", spikes["surrogate"].get("kind", "clipped_ste"), _options(Surrogate, "kind"))
 
 

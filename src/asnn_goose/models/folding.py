@@ -23,12 +23,13 @@ def fold_amplitudes(student: GooseForCausalLM) -> None:
     recurrence reads them. Scalar ones stay too: they are multiplied after the product in any case.
     """
     for encoder, readers in encoded_inputs(student):
-        if encoder.amplitude is None or encoder.amplitude.ndim == 0:
+        amplitude = encoder.channel_amplitude()
+        if encoder.amplitude is None or amplitude is None:
             continue
         if student.lm_head in readers:
             untie_head(student)
         for layer in readers:
-            layer.weight.mul_(encoder.amplitude.to(layer.weight.dtype))
+            layer.weight.mul_(amplitude.to(layer.weight.dtype))
         nn.init.ones_(encoder.amplitude)
 
 

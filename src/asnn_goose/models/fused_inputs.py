@@ -46,9 +46,11 @@ def fused_inputs(
 
 
 def _expressible(encoder: Any) -> bool:
-    """A given threshold factor, no amplitude, and a known surrogate."""
+    """A given threshold factor, no amplitude, a known surrogate, and nobody who would watch the encoder itself."""
     return (
         isinstance(encoder, SpikeEncoder)
+        and encoder.kind == "ternary"
+        and not encoder._forward_hooks
         and not isinstance(encoder.alpha, nn.Parameter)
         and encoder.amplitude is None
         and encoder.surrogate.kind in SURROGATES

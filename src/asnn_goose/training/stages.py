@@ -142,8 +142,10 @@ def new_mixer_parameters(student: GooseForCausalLM, attention_is_copied: bool) -
 def trained_parameters(
     student: GooseForCausalLM, train: Literal["all", "mixers", "new"], copied: set[nn.Parameter]
 ) -> set[nn.Parameter]:
-    """The weights that a stage trains."""
+    """The weights that a stage trains; threshold factors that do not learn are none of them."""
+    encoders = [module for module in student.modules() if isinstance(module, SpikeEncoder)]
+    held = {part.alpha for part in encoders if isinstance(part.alpha, nn.Parameter) and not part.learns_alpha}
     if train == "all":
-        return set(student.parameters())
+        return set(student.parameters()) - held
     mixers = {parameter for mixer in student.model.mixers() for parameter in mixer.parameters()}
-    return mixers if train == "mixers" else mixers - copied
+    return mixers - held - (copied if train == "new" else set())
