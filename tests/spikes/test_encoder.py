@@ -287,6 +287,8 @@ def test_a_stored_alpha_is_a_weight_that_does_not_learn():
     assert float(spiking.state_dict()["alpha"]) == pytest.approx(0.7)
     assert not spiking.alpha.requires_grad
     assert torch.equal(spiking(token()).values, encoder(alpha=0.7)(token()).values)
+    spiking.alpha.requires_grad_()
+    assert not spiking(token()).values.requires_grad
 
 
 @pytest.mark.parametrize("choices", [{"kind": "binary"}, {"store_alpha": True}])

@@ -135,7 +135,10 @@ class SpikeEncoder(nn.Module):
                 x, cast(float, self.alpha), THRESHOLD_RANGE, self.levels, limit, self.surrogate.gradient_scale
             )
         else:
-            step = token_step(self.alpha, x.detach().abs().mean(dim=-1, keepdim=True))
+            # transformers loads every weight as one that learns.
+            held = isinstance(self.alpha, nn.Parameter) and not self.learns_alpha
+            alpha = cast(nn.Parameter, self.alpha).detach() if held else self.alpha
+            step = token_step(alpha, x.detach().abs().mean(dim=-1, keepdim=True))
             if self.surrogate.kind == "recorded_ste":
                 step = step.detach()
                 values = self._recorded_values(x, step)
