@@ -126,7 +126,7 @@ torch.manual_seed(0)
 config = GooseConfig(vocab_size=11, hidden_size=12, num_hidden_layers=2, mixer="goose", positions="rotary",
                      mlp="swiglu", rotary_frequencies=[0.7**power for power in range(8)], num_attention_heads=2,
                      num_key_value_heads=1, head_dim=16,
-                     spikes={"amplitude": "none", "scale": "token", "sites": SITES})
+                     spikes={"amplitude": "none", "scale": "token", "sites": SITES, "store_alpha": True})
 student = GooseForCausalLM(config).to(device)
 ids = torch.randint(0, 11, (2, 5), device=device)
 outcomes = []
