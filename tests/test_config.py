@@ -134,3 +134,13 @@ def test_a_cache_of_last_hidden_states_is_refused_where_others_are_compared(smal
         Recipe.model_validate(
             {**base, "teacher": teacher, "student": {"mixer": "goose"}, "objective": objective}, strict=False
         )
+
+
+@pytest.mark.parametrize(
+    ("student", "site"), [({"mixer": "wkv"}, "mixer_in"), ({"mixer": "goose", "gate_rank": 0}, "gate_mid")]
+)
+def test_a_site_that_the_student_has_not_is_refused(small_recipe, student, site):
+    base = small_recipe().model_dump(mode="json")
+    with pytest.raises(ValidationError, match=rf"spikes\.sites names '{site}', but a {student['mixer']} student"):
+        Recipe.model_validate({**base, "student": student, "spikes": {"sites": [site]}}, strict=False)
+    Recipe.model_validate({**base, "student": student, "spikes": {"sites": "all+head"}}, strict=False)

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent
+from asnn_goose.config_student import ALL_SITES, GooseStudent, Spikes, Student, WkvStudent, spike_sites
 
 
 @pytest.mark.parametrize(("mixer", "choice"), [("wkv", WkvStudent), ("goose", GooseStudent)])
@@ -17,3 +17,39 @@ def test_layers_are_kept_by_word_number_or_list(kept):
 
 def test_a_student_without_sites_is_the_dense_twin():
     assert Spikes(sites=()).sites == ()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "mixer", "gate_rank", "expected"),
+    [
+        ("recorded", "goose", 8, ("k", "v")),
+        ("all", "goose", 8, ALL_SITES),
+        ("all+head", "goose", 8, (*ALL_SITES, "head_in")),
+        ("all", "goose", 0, ("k", "v", "mixer_in", "mixer_out", "ffn_in", "ffn_mid")),
+        ("all+head", "wkv", 0, ("k", "v", "mixer_out", "ffn_in", "ffn_mid", "head_in")),
+        (["ffn_mid", "k"], "wkv", 0, ("ffn_mid", "k")),
+    ],
+)
+def test_a_preset_is_the_sites_that_a_student_has(chosen, mixer, gate_rank, expected):
+    assert spike_sites(chosen, mixer, gate_rank) == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "mixer", "gate_rank", "told"),
+    [
+        (["mixer_in"], "wkv", 0, "names 'mixer_in', but a wkv student knows the sites k, v, mixer_out, ffn_in"),
+        (["k", "gate_mid"], "goose", 0, "names 'gate_mid', but a goose student without gate knows the sites k, v"),
+        ("most", "goose", 8, "is 'most': expected a list, or one of recorded, all, all"),
+    ],
+)
+def test_a_site_that_a_student_has_not_is_refused_in_one_line(chosen, mixer, gate_rank, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        spike_sites(chosen, mixer, gate_rank)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sites", ["all", ("k", "ffn_mid")])
+def test_amplitudes_by_sign_are_for_key_and_value_alone(sites):
+    with pytest.raises(ValidationError, match=r"spikes\.amplitude=asymmetric is for the sites k and v"):
+        Spikes(sites=sites, amplitude="asymmetric")
+    assert Spikes(amplitude="asymmetric").amplitude == "asymmetric"

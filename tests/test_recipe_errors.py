@@ -11,6 +11,10 @@ DATA_WAYS = (
     "data needs `name` (a hub data set, `pydoc` or `pocket`), `path` (a file or folder) or `source` (`mixture` or "
     "`teacher_samples`)"
 )
+SITES = (
+    "spikes.sites: expected recorded, all, all+head or a list of k, v, mixer_in, gate_mid, mixer_out, ffn_in, ffn_mid, "
+    "head_in"
+)
 REFUSALS = {
     "training.tokens=1M": 'training.tokens: expected a whole number such as 1000000, got "1M"',
     "training.steps=0": "training.steps: expected a value greater than or equal to 1, got 0",
@@ -26,8 +30,9 @@ REFUSALS = {
     "teacher.name=3": "teacher.name: expected text (quote a value that reads as a number, a date or null), got 3",
     "teacher.sha256=x": 'teacher.sha256: expected text that matches ^[0-9a-f]{64}$, got "x"',
     "teacher=null": "teacher: expected a section with keys, got null",
-    "spikes.sites=k": 'spikes.sites: expected a list such as [a, b], got "k"',
-    "spikes.sites=[q]": "spikes.sites[0]: expected 'k' or 'v', got \"q\"",
+    "spikes.sites=k": f'{SITES}, got "k"',
+    "spikes.sites=[k, q]": f'{SITES}, got "q"',
+    "spikes.levels=0": "spikes.levels: expected a value greater than or equal to 1, got 0",
     "spikes.threshold.kind=x": 'spikes.threshold.kind: expected one of fixed, learned, got "x"',
     "spikes.threshold={}": "spikes.threshold.kind: expected one of fixed, learned, got null",
     "student.mixer=wkx": 'student.mixer: expected one of wkv, goose, got "wkx"',

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent
+from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent, spike_sites
 from asnn_goose.config_text import BLOCK_ROWS, Data, MixedText, Protocol, Section, StandardProtocol
 from asnn_goose.config_training import DistillStage, Objective, Stage, Training
 
@@ -56,6 +56,12 @@ class Recipe(Section):
             raise ValueError(f"stages have the names {', '.join(names)}: give each its own name")
         if any(stage.kind == "align" for stage in self.stages) and not isinstance(self.student, GooseStudent):
             raise ValueError("a stage of kind align needs student.mixer=goose, whose mixers stand in attention's place")
+        return self
+
+    @model_validator(mode="after")
+    def _sites_exist(self) -> "Recipe":
+        gate_rank = self.student.gate_rank if isinstance(self.student, GooseStudent) else 0
+        spike_sites(self.spikes.sites, self.student.mixer, gate_rank)
         return self
 
     @model_validator(mode="after")

@@ -1,12 +1,25 @@
 """What a student can be: its mixer, its shape, and where and how it spikes."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from asnn_goose.config_text import Section
 
-SpikeSite = Literal["k", "v"]
+SpikeSite = Literal["k", "v", "mixer_in", "gate_mid", "mixer_out", "ffn_in", "ffn_mid", "head_in"]
+"""What can be encoded: k and v of the recurrence, and the input of every linear layer.
+
+`mixer_in` feeds r, k, v, rates and the gate's first factor, `gate_mid` its second, `mixer_out` the output projection,
+`ffn_in` up and gate, `ffn_mid` down, `head_in` the head.
+"""
+SitePreset = Literal["recorded", "all", "all+head"]
+ALL_SITES: tuple[SpikeSite, ...] = ("k", "v", "mixer_in", "gate_mid", "mixer_out", "ffn_in", "ffn_mid")
+SITE_PRESETS: dict[str, tuple[SpikeSite, ...]] = {
+    "recorded": ("k", "v"),
+    "all": ALL_SITES,
+    "all+head": (*ALL_SITES, "head_in"),
+}
 
 
 class WkvStudent(Section):
@@ -93,15 +106,82 @@ class Surrogate(Section):
 class Spikes(Section):
     """Where the student spikes and how a real number becomes a spike."""
 
-    sites: tuple[SpikeSite, ...] = Field(default=("k", "v"), strict=False)
-    """Tensors that are encoded; an empty list trains the dense twin."""
+    sites: SitePreset | Annotated[tuple[SpikeSite, ...], Field(strict=False)] = ("k", "v")
+    """Tensors that are encoded: `recorded` is k and v, `all` also the input of every linear layer that the student has,
+    `all+head` the head's too, or a list; an empty list trains the dense twin."""
+    encoder: Literal["ternary", "binary", "dense"] = "ternary"
+    """`ternary` spikes have both signs, `binary` ones are not negative; `dense` encodes nothing: the twin."""
     levels: int = Field(default=1, ge=1, le=8)
-    """Largest absolute spike value D; 1 is pure ternary."""
+    """Largest absolute spike value D; 1 is pure ternary (or binary)."""
     threshold: Annotated[FixedThreshold | LearnedThreshold, Field(discriminator="kind")] = FixedThreshold()
     """How the threshold follows the activations."""
-    amplitude: Literal["none", "scalar", "channel"] = "scalar"
-    """Learned factor on the spikes."""
+    amplitude: Literal["none", "scalar", "channel", "group", "asymmetric"] = "scalar"
+    """Learned factor on the spikes: one, one a channel, one for each group of channels, or one for each sign (k and v
+    alone: a matrix would have to read its spikes twice)."""
+    group_channels: int = Field(default=32, ge=1)
+    """Channels that share an amplitude of kind `group`."""
     scale: Literal["none", "token"] = "none"
     """`token` multiplies a spike by its token's step 2 * theta; `none` leaves unit spikes, as recorded."""
+    calibrate: bool = True
+    """Start each threshold at a linear layer's input where spikes have the least squared error on the dense student's
+    activations, if they have a scale; those of k and v start as `threshold` says."""
     surrogate: Surrogate = Surrogate()
     """Stand-in derivative of the threshold."""
+
+    @model_validator(mode="after")
+    def _signs_are_no_matrix_inputs(self) -> "Spikes":
+        check_amplitude(self.amplitude, self.sites)
+        return self
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _sites_are_known(cls, value: Any) -> Any:
+        # The union's own errors would name the presets alone.
+        names = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        known = SITE_PRESETS if isinstance(value, str) else SITE_PRESETS["all+head"]
+        unknown = next((name for name in names if name not in known), None)
+        if unknown is not None:
+            raise ValueError(
+                f"spikes.sites: expected {', '.join(SITE_PRESETS)} or a list of {', '.join(SITE_PRESETS['all+head'])}, "
+                f'got "{unknown}"'
+            )
+        return value
+
+
+def spike_sites(chosen: str | Sequence[str], mixer: str, gate_rank: int) -> tuple[str, ...]:
+    """The sites that a choice means for a student: of a preset, those that the student has.
+
+    A wkv mixer has no `mixer_in`: its token shift makes three vectors of one input, each read by one projection alone.
+
+    Args:
+        chosen: A preset's name, or sites.
+        mixer: `wkv` or `goose`.
+        gate_rank: Rank of a goose mixer's output gate; 0 is no gate.
+
+    Raises:
+        ValueError: It names a site that does not exist, or not in this student.
+    """
+    missing = {"mixer_in", "gate_mid"} if mixer == "wkv" else set() if gate_rank else {"gate_mid"}
+    known = [site for site in SITE_PRESETS["all+head"] if site not in missing]
+    if isinstance(chosen, str):
+        if chosen not in SITE_PRESETS:
+            raise ValueError(f"spikes.sites is {chosen!r}: expected a list, or one of {', '.join(SITE_PRESETS)}")
+        return tuple(site for site in SITE_PRESETS[chosen] if site in known)
+    for site in chosen:
+        if site not in known:
+            student = f"{mixer} student" if mixer == "wkv" or gate_rank else f"{mixer} student without gate"
+            raise ValueError(f"spikes.sites names {site!r}, but a {student} knows the sites {', '.join(known)}")
+    return tuple(chosen)
+
+
+def check_amplitude(amplitude: str, sites: str | Sequence[str]) -> None:
+    """Refuse an amplitude for each sign at sites that linear layers read.
+
+    Raises:
+        ValueError: There is such a site.
+    """
+    if amplitude == "asymmetric" and set(SITE_PRESETS.get(sites, ()) if isinstance(sites, str) else sites) - {"k", "v"}:
+        raise ValueError(
+            "spikes.amplitude=asymmetric is for the sites k and v: a linear layer reads spikes once, without regard to "
+            "sign; give none, scalar, channel or group"
+        )

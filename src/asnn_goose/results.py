@@ -63,6 +63,18 @@ class SiteSpikes(Record):
     """Fraction of channels that spiked at every token."""
     sign_balance: Measured = None
     """(positive - negative) / non-zero spikes, from -1 to 1."""
+    mean_value: Measured = None
+    """Mean of the integer values."""
+    value_deviation: Measured = None
+    """Their standard deviation."""
+    channel_rate_deviation: Measured = None
+    """Standard deviation over channels of the fraction of tokens at which one spiked."""
+    alpha: Measured = None
+    """Threshold as a multiple of a token's mean magnitude."""
+    amplitude: Measured = None
+    """Mean of the site's amplitudes; 1 where it has none."""
+    amplitude_deviation: Measured = None
+    """Their standard deviation."""
     history: Curve = Curve()
     """Density during training."""
 

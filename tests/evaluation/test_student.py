@@ -4,7 +4,7 @@ import torch
 
 from asnn_goose.data.tokens import TokenRows
 from asnn_goose.evaluation.perplexity import EvaluationWindows
-from asnn_goose.evaluation.student import probe_spikes, student_perplexity
+from asnn_goose.evaluation.student import probe_spikes, site_encoders, student_perplexity
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
 
@@ -35,3 +35,15 @@ def test_the_probe_covers_every_site_of_every_layer(student: GooseForCausalLM) -
     found = probe_spikes(student, torch.from_numpy(ROWS.take(np.arange(2))))
     assert set(found) == {"layer_0.k", "layer_0.v", "layer_1.k", "layer_1.v"}
     assert all(0.0 < float(entry.density) < 1.0 for entry in found.values())
+
+
+def test_a_student_whose_head_reads_spikes_is_measured_as_its_own_loss_is() -> None:
+    torch.manual_seed(0)
+    spikes = {"sites": "all+head", "levels": 3, "scale": "token", "amplitude": "channel"}
+    shape = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "max_position_embeddings": 8}
+    student = GooseForCausalLM(GooseConfig(**shape, spikes=spikes))
+    ids = torch.from_numpy(ROWS.take(np.arange(4)))
+    found = student_perplexity(student, EvaluationWindows(ROWS, "standard", ""), batch_size=3)
+    assert found.loss_nats == pytest.approx(student(ids, labels=ids).loss.item(), rel=1e-5)
+    assert set(site_encoders(student)) == set(probe_spikes(student, ids))
+    assert site_encoders(student)["layer_2.head_in"] is student.model.encoders["head_in"]

@@ -42,6 +42,16 @@ FORMS = {
         "mixer": "goose", "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
         "positions": "none", "convolution": 1, "gate_rank": 0, "spikes": {"sites": []},
     },
+    "goose-llama-everywhere": {
+        "mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "norm": "rmsnorm", "mlp": "swiglu", "positions": "rotary", "rotary_frequencies": [1.0, 0.3, 0.05],
+        "spikes": {"sites": "all+head", "levels": 4, "amplitude": "channel", "scale": "token", "learn_alpha": True},
+    },
+    "goose-gpt2-everywhere": {
+        "mixer": "goose", "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8,
+        "mlp": "gelu", "mlp_bias": True, "attention_bias": True, "attention_output_bias": True,
+        "spikes": {"sites": "all", "scale": "token"},
+    },
 }  # fmt: skip
 
 

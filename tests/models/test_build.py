@@ -100,3 +100,14 @@ def test_windows_longer_than_computed_positions_are_warned_of(teacher, caplog):
     assert caplog.messages == [
         "training.window=33: some-llama is made for 32 tokens and may predict worse beyond; give 32 or fewer"
     ]
+
+
+def test_what_encodes_and_what_shares_an_amplitude_reach_the_encoder(teacher):
+    spikes = Spikes(sites="all", encoder="binary", amplitude="group", group_channels=5, scale="token")
+    block = fresh_student(student_config(SMALL, spikes, teacher), seed=0).model.layers[0]
+    encoder = block.feed_forward.encoders["ffn_in"]
+    assert (encoder.kind, encoder.amplitude.shape, encoder.stores_alpha) == ("binary", (4,), True)
+    assert not block.mixer.encoders["k"].stores_alpha
+    uncalibrated = spikes.model_copy(update={"calibrate": False})
+    block = fresh_student(student_config(SMALL, uncalibrated, teacher), seed=0).model.layers[0]
+    assert not block.feed_forward.encoders["ffn_in"].stores_alpha

@@ -1,9 +1,17 @@
 import pytest
 import torch
 
-from asnn_goose.models.calibration import TIMESCALES, calibrate_mixer
+from asnn_goose.models.calibration import (
+    TIMESCALES,
+    calibrate_encoders,
+    calibrate_mixer,
+    calibrated_encoders,
+    dense_encoders,
+)
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer, GooseShape
 from asnn_goose.models.sublayers import AttentionRecord
+from asnn_goose.spikes.calibrate import GRID
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 SHAPE = GooseShape(width=16, heads=4, key_value_heads=2, head_width=4, bias=True, output_bias=True)
 
@@ -57,3 +65,61 @@ def test_an_attention_that_finds_nothing_leaves_finite_weights(record):
     mixer = fresh(source)
     calibrate_mixer(mixer, AttentionRecord(seen.given, torch.zeros_like(seen.found), torch.zeros_like(seen.output)))
     assert all(torch.isfinite(parameter).all() for parameter in mixer.parameters())
+
+
+def test_an_encoded_output_projection_is_fitted_to_the_spikes_that_it_reads(record):
+    source, _, seen = record
+    mixer = fresh(source)
+    mixer.encoders["mixer_out"] = SpikeEncoder(16, levels=1, amplitude="none", scale="token")
+    calibrate_mixer(mixer, seen)
+    blind = fresh(source)
+    calibrate_mixer(blind, seen)
+    blind.encoders["mixer_out"] = mixer.encoders["mixer_out"]
+    errors = [(part(seen.given).residual - seen.output).square().mean() for part in (mixer, blind)]
+    assert errors[0] < errors[1]
+
+
+EVERYWHERE = {"sites": "all+head", "levels": 2, "scale": "token", "amplitude": "none", "store_alpha": True}
+GOOSE = {"mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "mlp": "swiglu"}
+
+
+def test_thresholds_are_those_of_least_error_on_the_dense_students_activations(make_student, ids):
+    student = make_student(**GOOSE, spikes=EVERYWHERE)
+    dense = make_student(**GOOSE, spikes={"sites": []})
+    dense.load_state_dict(student.state_dict(), strict=False)
+    given = []
+    dense.model.layers[1].feed_forward.down.register_forward_pre_hook(lambda module, x: given.append(x[0]))
+    with torch.no_grad():
+        dense(ids)
+    calibrate_encoders(student, ids)
+    encoder = student.model.layers[1].feed_forward.encoders["ffn_mid"]
+    errors = [(SpikeEncoder(96, 2, alpha, amplitude="none", scale="token")(given[0]).dense() - given[0]).square().sum()
+              for alpha in GRID]  # fmt: skip
+    assert float(encoder.alpha) == pytest.approx(GRID[int(torch.stack(errors).argmin())])
+
+
+def test_every_threshold_before_a_matrix_is_calibrated_and_no_other(make_student, ids):
+    student = make_student(**GOOSE, spikes=EVERYWHERE)
+    chosen = calibrated_encoders(student)
+    assert len(chosen) == 3 * 5 + 1
+    calibrate_encoders(student, ids)
+    assert all(min((abs(float(part.alpha) - alpha) / alpha) for alpha in GRID) < 1e-6 for part in chosen)
+    assert student.model.layers[0].mixer.encoders["k"].alpha == 1.0
+    again = [float(part.alpha) for part in chosen]
+    calibrate_encoders(student, ids)
+    assert [float(part.alpha) for part in chosen] == again
+
+
+@torch.no_grad()
+def test_within_the_block_the_student_is_dense(make_student, ids):
+    student = make_student(**GOOSE, spikes=EVERYWHERE)
+    dense = make_student(**GOOSE, spikes={"sites": []})
+    dense.load_state_dict(student.state_dict(), strict=False)
+    spiking = student(ids).logits
+    with dense_encoders(student):
+        assert torch.equal(student(ids).logits, dense(ids).logits)
+    assert torch.equal(student(ids).logits, spiking)
+
+
+def test_recorded_sites_have_nothing_to_calibrate(make_student):
+    assert calibrated_encoders(make_student(**GOOSE)) == []

@@ -44,7 +44,8 @@ def test_a_configuration_saved_is_the_configuration_loaded(tmp_path):
         {"recurrence": "fast"},
         {"scan_backend": "cuda"},
         {"spikes": {"sites": ["q"]}},
-        {"spikes": {"amplitude": "group"}},
+        {"spikes": {"amplitude": "head"}},
+        {"spikes": {"encoder": "quaternary"}},
         {"spikes": {"scale": "batch"}},
         {"spikes": {"surrogate": {"kind": "hat"}}},
         {"spikes": {"level": 2}},
@@ -54,3 +55,12 @@ def test_a_configuration_saved_is_the_configuration_loaded(tmp_path):
 def test_a_choice_this_version_does_not_know_is_refused(choice):
     with pytest.raises(ValueError, match="knows"):
         GooseConfig(**choice)
+
+
+def test_the_dense_twin_has_no_sites_whatever_it_names():
+    assert GooseConfig(spikes={"sites": "all", "encoder": "dense"}).spikes["sites"] == []
+
+
+def test_amplitudes_by_sign_are_refused_where_a_matrix_reads_them():
+    with pytest.raises(ValueError, match="is for the sites k and v"):
+        GooseConfig(spikes={"sites": ["v", "ffn_in"], "amplitude": "asymmetric"})

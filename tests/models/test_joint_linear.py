@@ -35,6 +35,15 @@ def test_joined_outputs_and_gradients_are_the_layers_own(biases):
         torch.testing.assert_close(gradient, true, **ROUNDING)
 
 
+@pytest.mark.parametrize("biases", [(False, False, False), (False, True, False)])
+@pytest.mark.parametrize("shape", [(2, 3, 1), ()])
+def test_a_factor_is_on_the_products_and_not_on_the_biases(biases, shape):
+    parts, x = layers(biases), torch.randn(2, 3, 8, dtype=torch.float64)
+    scale = torch.rand(shape, dtype=torch.float64)
+    expected = [scale * (x @ part.weight.T) + (0.0 if part.bias is None else part.bias) for part in parts]
+    torch.testing.assert_close(joint_linear(x, parts, scale)[..., :21], torch.cat(expected, dim=-1), **ROUNDING)
+
+
 def test_few_tokens_and_other_devices_are_not_joined(monkeypatch):
     parts = layers((False,) * 3)
     assert not joinable(torch.zeros(10_000, 8), parts)

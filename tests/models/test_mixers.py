@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from asnn_goose.models import joint_linear
 from asnn_goose.models.mixers import FeedForward, shift_tokens
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 # Float64 rounding of sums of some dozen terms of order 1.
 ROUNDING = {"rtol": 0.0, "atol": 1e-12}
@@ -43,7 +44,9 @@ def test_feed_forward_is_its_formula(activation, bias, joined, monkeypatch):
         gate = functional.linear(x, part.gate.weight, part.gate.bias)
         hidden = gate * torch.sigmoid(gate) * inner
     expected = hidden @ part.down.weight.T + (part.down.bias if bias else 0.0)
-    torch.testing.assert_close(part(x), expected, **ROUNDING)
+    found, spikes = part(x)
+    torch.testing.assert_close(found, expected, **ROUNDING)
+    assert not spikes
 
 
 def test_only_swiglu_has_a_gate():
@@ -62,3 +65,15 @@ def test_a_joined_swiglu_of_many_tokens_on_a_gpu_learns_what_its_layers_would(mo
         outcomes.append([output, *torch.autograd.grad(output.square().sum(), [given, *part.parameters()])])
     for found, expected in zip(*outcomes, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gate_and_up_as_one_product_read_the_same_spikes(bias, monkeypatch):
+    encoders = {"ffn_in": SpikeEncoder(6, 2, scale="token"), "ffn_mid": SpikeEncoder(10, 2, scale="token")}
+    part, x = FeedForward(6, 10, "swiglu", bias, encoders).double(), noise(2, 3, 6)
+    expected, spikes = part(x)
+    assert set(spikes) == {"ffn_in", "ffn_mid"}
+    monkeypatch.setattr(joint_linear, "LEAST_TOKENS", {"cpu": 1})
+    found, joint_spikes = part(x)
+    torch.testing.assert_close(found, expected, **ROUNDING)
+    assert all(torch.equal(values, joint_spikes[site]) for site, values in spikes.items())

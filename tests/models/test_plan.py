@@ -4,9 +4,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from asnn_goose.models import goose_mixer
+from asnn_goose.models.folding import fold_amplitudes
 from asnn_goose.models.plan import layer_plan, macs_per_token, spike_fed_mac_share
 
 TOKENS = 16
+GOOSE = {"mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "mlp": "swiglu"}
 
 
 def operations(student, kind):
@@ -66,3 +68,45 @@ def test_macs_are_what_pytorch_counts(student, monkeypatch):
 @pytest.mark.parametrize("sites", [[], ["k"], ["k", "v"]])
 def test_spikes_at_key_and_value_feed_no_matmul(make_student, sites):
     assert spike_fed_mac_share(make_student(spikes={"sites": sites}).config) == 0.0
+
+
+def counted_shares(student, ids):
+    """Shares of the multiply-accumulates whose real inputs are small integers: of blocks alone, and with the head."""
+    counts = {}
+
+    def count(module, given):
+        levels = float(given[0].abs().max())
+        whole = torch.equal(given[0], given[0].round()) and levels <= student.config.spikes["levels"]
+        counts[module] = (whole * module.in_features * module.out_features, module.in_features * module.out_features)
+
+    hooks = [part.register_forward_pre_hook(count) for part in student.modules() if isinstance(part, nn.Linear)]
+    with torch.no_grad():
+        student(ids)
+    for hook in hooks:
+        hook.remove()
+    head = counts.pop(student.lm_head)
+    fed, macs = (sum(column) for column in zip(*counts.values(), strict=True))
+    return fed / macs, (fed + head[0]) / (macs + head[1])
+
+
+@pytest.mark.parametrize("shape", [{}, {"mlp_bias": True}, GOOSE, {**GOOSE, "attention_bias": True, "gate_rank": 0}])
+@pytest.mark.parametrize(
+    "sites", ["recorded", "all", "all+head", [], ["ffn_mid"], ["mixer_out", "head_in"], ["k", "ffn_in"]]
+)
+def test_the_share_is_what_a_counter_of_real_inputs_finds(make_student, ids, shape, sites):
+    student = make_student(**shape, spikes={"sites": sites, "levels": 2, "amplitude": "channel", "scale": "token"})
+    fold_amplitudes(student)
+    blocks, whole = counted_shares(student, ids)
+    assert spike_fed_mac_share(student.config, with_head=False) == pytest.approx(blocks, rel=1e-12)
+    assert spike_fed_mac_share(student.config) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("amplitude", ["none", "scalar", "channel"])
+@pytest.mark.parametrize("surrogate", ["clipped_ste", "recorded_ste"])
+def test_with_all_sites_every_linear_layer_of_a_goose_block_reads_integers(make_student, ids, amplitude, surrogate):
+    spikes = {"sites": "all", "levels": 4, "amplitude": amplitude, "scale": "token", "surrogate": {"kind": surrogate}}
+    student = make_student(**GOOSE, spikes=spikes)
+    fold_amplitudes(student)
+    blocks, whole = counted_shares(student, ids)
+    assert blocks >= 0.99
+    assert whole < blocks

@@ -230,3 +230,67 @@ def test_the_widest_token_is_that_of_the_kernel():
     from asnn_goose.kernels.encoder_triton import MOST_WIDTH
 
     assert MOST_WIDTH == WIDEST_ON_GPU
+
+
+@pytest.mark.parametrize(
+    ("levels", "alpha", "expected"),
+    [(1, 1.0, [1, 0, 1, 0, 0, 0, 0, 0, 0, 0]), (3, 0.5, [3, 0, 1, 0, 1, 0, 0, 0, 0, 0])],
+)
+@pytest.mark.parametrize("surrogate", [SurrogateSpec(), RECORDED])
+def test_binary_values_are_those_of_positive_activations(levels, alpha, expected, surrogate):
+    spikes = encoder(kind="binary", levels=levels, alpha=alpha, surrogate=surrogate)(token())
+    assert spikes.values.tolist() == [expected]
+
+
+@pytest.mark.parametrize("kind", ["clipped_ste", "triangle"])
+def test_gradient_of_a_binary_spike_looks_at_the_activation_with_its_sign(kind):
+    x = token(requires_grad=True)
+    encoder(kind="binary", surrogate=SurrogateSpec(kind))(x).values.sum().backward()
+    z = torch.tensor([TOKEN], dtype=torch.float64) / 2.0
+    bump = (1.0 - (z - 0.5).abs()).clamp_min(0.0)
+    # Within one step of the only threshold, at 1/2.
+    slope = bump if kind == "triangle" else ((z - 0.5).abs() <= 1.0).double()
+    torch.testing.assert_close(x.grad, slope / 2.0, **CLOSE)
+
+
+def test_channels_of_a_group_share_an_amplitude():
+    spiking = encoder(amplitude="group", group_channels=4, levels=3)
+    spiking.amplitude.data.copy_(torch.tensor([2.0, 3.0, 5.0]))
+    by_hand = torch.tensor([2.0] * 4 + [3.0] * 4 + [5.0] * 2, dtype=torch.float64)
+    assert torch.equal(spiking.channel_amplitude(), by_hand)
+    spikes = spiking(token())
+    assert torch.equal(spikes.dense(), spikes.values * by_hand)
+    spikes.dense().sum().backward()
+    assert spiking.amplitude.grad.tolist() == [2.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("surrogate", [SurrogateSpec("triangle"), RECORDED])
+def test_asymmetric_amplitudes_are_one_for_each_sign(surrogate):
+    spiking = encoder(amplitude="asymmetric", levels=3, surrogate=surrogate)
+    spiking.amplitude.data.copy_(torch.tensor([2.0, 0.5]))
+    x = token(requires_grad=True)
+    dense = spiking(x).dense()
+    assert dense.tolist() == [[6.0, -1.0, 2.0] + [0.0] * 7]
+    dense.sum().backward()
+    assert spiking.amplitude.grad.tolist() == [4.0, -2.0]
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("choices", [{"levels": 0}, {"group_channels": 0}])
+def test_nothing_is_encoded_with_less_than_one_level_or_channel(choices):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        encoder(**choices)
+
+
+def test_a_stored_alpha_is_a_weight_that_does_not_learn():
+    spiking = encoder(store_alpha=True, alpha=0.7)
+    assert float(spiking.state_dict()["alpha"]) == pytest.approx(0.7)
+    assert not spiking.alpha.requires_grad
+    assert torch.equal(spiking(token()).values, encoder(alpha=0.7)(token()).values)
+    spiking.alpha.requires_grad_()
+    assert not spiking(token()).values.requires_grad
+
+
+@pytest.mark.parametrize("choices", [{"kind": "binary"}, {"store_alpha": True}])
+def test_what_the_kernels_cannot_express_is_encoded_by_torch(choices):
+    assert not takes_triton(LEAST_WORTHWHILE["cuda"], **choices)

@@ -30,6 +30,12 @@ def test_amplitudes_are_told_by_layer_and_site() -> None:
     assert spike_amplitudes(GooseForCausalLM(TINY)) == {f"layer_{i}": {"k": 1.0, "v": 1.0} for i in range(2)}
 
 
+def test_amplitudes_of_the_head_stand_behind_the_blocks() -> None:
+    spikes = {"sites": ["ffn_mid", "head_in"]}
+    found = spike_amplitudes(GooseForCausalLM(GooseConfig(**{**TINY.to_diff_dict(), "spikes": spikes})))
+    assert found == {"layer_0": {"ffn_mid": 1.0}, "layer_1": {"ffn_mid": 1.0}, "layer_2": {"head_in": 1.0}}
+
+
 def test_a_run_that_did_not_learn_or_lost_steps_fails_its_checks() -> None:
     assert [entry.passed for entry in run_checks((50.0, 60.0), 50.0, skipped=1)] == [False, False]
     assert [entry.passed for entry in run_checks((50.0, 40.0), 40.0, skipped=0)] == [True, True]

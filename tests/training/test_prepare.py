@@ -4,8 +4,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.config_text import PackedRows
+from asnn_goose.evaluation.student import site_encoders
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.spikes.calibrate import GRID
+from asnn_goose.training.distill import distill
 from asnn_goose.training.prepare import replaced_blocks, stage_batches
 from asnn_goose.training.rows import PreparedText, TokenizedText
 from asnn_goose.training.stages import plan_stages
@@ -36,3 +41,24 @@ def test_a_stage_reads_the_parts_in_its_own_shares(small_recipe):
         plan = dataclasses.replace(plan, part_weights=weights)
         batches = stage_batches(small_recipe(), plan, text, Accelerator(cpu=True))
         assert {token for step in range(8) for token in batches.batch(step).unique().tolist()} == expected
+
+
+def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(small_recipe, run_folder, quiet_console):
+    fields = small_recipe(
+        training={"steps": 4, "evaluation_interval": 2, "logging_interval": 2, "activation_checkpointing": True}
+    ).model_dump(mode="json")
+    fields["student"] = {"mixer": "goose", "keep_layers": 2, "calibration_tokens": 512}
+    fields["spikes"] = {"sites": "all+head", "levels": 4, "amplitude": "channel", "scale": "token"}
+    fields["stages"] = [{"kind": "align", "share": 1}, {"kind": "distill", "share": 1}]
+    recipe = Recipe.model_validate(fields, strict=False)
+    outcome = distill(recipe, run_folder(recipe), quiet_console)
+    spikes = outcome.results.spikes
+    assert spikes.spike_fed_mac_share == 1.0
+    assert len(spikes.layers) == 2 * 7 + 1
+    loaded = GooseForCausalLM.from_pretrained(outcome.folder.model)
+    for name, encoder in site_encoders(loaded).items():
+        stored = name.split(".")[1] not in ("k", "v")
+        assert (
+            min(abs(float(torch.as_tensor(encoder.alpha).detach()) - alpha) for alpha in (GRID if stored else (1.0,)))
+            < 1e-6
+        )

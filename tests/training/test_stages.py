@@ -5,6 +5,7 @@ from asnn_goose.config import Recipe
 from asnn_goose.config_student import Spikes, WkvStudent
 from asnn_goose.config_training import StageExit, TrainingByTokens
 from asnn_goose.models.build import build_student
+from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.training.stages import copied_parameters, ends_early, plan_stages, stage_steps, trained_parameters
 
 
@@ -62,12 +63,15 @@ def test_a_stage_ends_on_perplexity(exit, before, now, expected):
 
 
 def test_what_attention_has_too_counts_as_copied(teacher):
-    options = recipe()
+    options = recipe(spikes={"sites": "all+head"})
     student = build_student(options.student, options.spikes, teacher, 0)
     copied = copied_parameters(student, options)
     mixer = student.model.mixers()[0]
     assert {mixer.key.weight, mixer.output.bias, student.model.embed_tokens.weight} <= copied
     assert not {mixer.taps, mixer.rates.weight, mixer.head_norm, mixer.gate_up.weight} & copied
+    encoders = [part for part in student.modules() if isinstance(part, SpikeEncoder)]
+    assert len(encoders) == 8 * len(student.model.layers) - len(student.model.layers) + 1
+    assert not {encoder.amplitude for encoder in encoders} & copied
     random = options.model_copy(update={"student": options.student.model_copy(update={"initialization": "random"})})
     assert copied_parameters(student, random) == set()
 
@@ -88,3 +92,14 @@ def test_the_weights_of_a_stage_are_everything_the_mixers_or_what_is_new(teacher
     assert new < mixers < everything
     assert new == mixers - copied
     assert sum(torch.numel(p) for p in everything) == student.num_parameters()
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learned"])
+def test_a_threshold_that_is_found_but_not_learned_is_not_trained(teacher, kind):
+    options = recipe(spikes={"sites": "all", "scale": "token", "threshold": {"kind": kind}})
+    student = build_student(options.student, options.spikes, teacher, 0)
+    encoder = student.model.layers[0].mixer.encoders["mixer_in"]
+    for part in ("all", "mixers", "new"):
+        trained = trained_parameters(student, part, copied_parameters(student, options))
+        assert (encoder.alpha in trained) == (kind == "learned")
+        assert encoder.amplitude in trained

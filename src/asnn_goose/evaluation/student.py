@@ -10,6 +10,7 @@ from asnn_goose.evaluation.perplexity import EvaluationWindows, PerplexityResult
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.teacher import body_hidden_states
+from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.spikes.statistics import SiteStatistics, layer_statistics
 
 
@@ -38,3 +39,14 @@ def probe_spikes(student: GooseForCausalLM, ids: Int[Tensor, "batch time"]) -> d
         spikes = student.model(input_ids=ids, output_spikes=True).spikes
     student.train(was_training)
     return layer_statistics(spikes)
+
+
+def site_encoders(student: GooseForCausalLM) -> dict[str, SpikeEncoder]:
+    """Every encoder by the name that `layer_statistics` gives its site; the head follows the last block."""
+    encoders = {}
+    for path, module in student.model.named_modules():
+        if isinstance(module, SpikeEncoder):
+            *_, site = parts = path.split(".")
+            layer = parts[1] if parts[0] == "layers" else len(student.model.layers)
+            encoders[f"layer_{layer}.{site}"] = module
+    return encoders

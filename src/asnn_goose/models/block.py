@@ -1,6 +1,6 @@
 """One block of the student, and its parts as the configuration describes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -28,8 +28,13 @@ class GooseBlock(nn.Module):
         self.mixer_norm = build_norm(config)
         self.mixer = build_mixer(config, layer)
         self.feed_forward_norm = build_norm(config)
+        inner_width = cast(int, config.intermediate_size)
         self.feed_forward = FeedForward(
-            config.hidden_size, cast(int, config.intermediate_size), cast(Any, config.mlp), config.mlp_bias
+            config.hidden_size,
+            inner_width,
+            cast(Any, config.mlp),
+            config.mlp_bias,
+            build_encoders(config, {"ffn_in": config.hidden_size, "ffn_mid": inner_width}),
         )
 
     def forward(
@@ -50,26 +55,33 @@ class GooseBlock(nn.Module):
         if cache is not None:
             cache.update(mixed.memory.state, mixed.memory.shift)
         x = x + mixed.residual
-        return x + self.feed_forward(self.feed_forward_norm(x)), mixed.spikes
+        fed, spikes = self.feed_forward(self.feed_forward_norm(x))
+        return x + fed, mixed.spikes | spikes
 
 
 def run_block(
-    block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, tables: Tables | None
+    block: GooseBlock,
+    x: Tensor,
+    cache: RecurrentLayer | None,
+    valid: Tensor | None,
+    tables: Tables | None,
+    watched: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One block as a plain function, which is compiled once and then serves all blocks, since all are alike."""
-    found: tuple[Tensor, dict[str, Tensor]] = block(x, cache, valid, tables)
-    return found
+    """One block as a plain function, which is compiled once and then serves all blocks, since all are alike.
+
+    Where nobody watches its spikes it returns none: a compiled block would write them all to memory.
+    """
+    x, spikes = block(x, cache, valid, tables)
+    return x, spikes if watched else {}
 
 
 def recomputed(runner: BlockRunner) -> BlockRunner:
     """A runner that keeps only what enters a block, and runs the block again in the backward (Chen et al. 2016)."""
 
-    def run(
-        block: GooseBlock, x: Tensor, cache: RecurrentLayer | None, valid: Tensor | None, tables: Tables | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """One block; nothing in it draws random numbers."""
         found: tuple[Tensor, dict[str, Tensor]] = checkpoint(
-            runner, block, x, cache, valid, tables, use_reentrant=False, preserve_rng_state=False
+            runner, *arguments, use_reentrant=False, preserve_rng_state=False
         )
         return found
 
@@ -84,7 +96,6 @@ def build_norm(config: GooseConfig) -> nn.Module:
 
 def build_mixer(config: GooseConfig, layer: int) -> WkvMixer | GooseMixer:
     """The mixer of one block, with its spike encoders."""
-    sites = cast(dict[str, Any], config.spikes)["sites"]
     if config.mixer == "goose":
         shape = GooseShape(
             width=config.hidden_size,
@@ -101,9 +112,11 @@ def build_mixer(config: GooseConfig, layer: int) -> WkvMixer | GooseMixer:
         rotary = None
         if config.positions == "rotary":
             rotary = RotaryPositions(tuple(cast(list[float], config.rotary_frequencies)), config.rotary_scaling)
-        encoders = {site: build_encoder(config, shape.state_width) for site in sites}
+        state, rank = shape.state_width, shape.gate_rank
+        widths = {"k": state, "v": state, "mixer_in": shape.width, "gate_mid": rank, "mixer_out": shape.read_width}
+        encoders = build_encoders(config, widths)
         return GooseMixer(shape, encoders, rotary, cast(Any, config.scan_backend))
-    encoders = {site: build_encoder(config, config.hidden_size) for site in sites}
+    encoders = build_encoders(config, dict.fromkeys(("k", "v", "mixer_out"), config.hidden_size))
     return WkvMixer(
         width=config.hidden_size,
         layer=layer,
@@ -116,8 +129,14 @@ def build_mixer(config: GooseConfig, layer: int) -> WkvMixer | GooseMixer:
     )
 
 
-def build_encoder(config: GooseConfig, width: int) -> SpikeEncoder:
-    """A spike encoder as the configuration describes it."""
+def build_encoders(config: GooseConfig, widths: Mapping[str, int]) -> dict[str, SpikeEncoder]:
+    """Encoders of those of the given sites, each with its width, that the configuration encodes."""
+    sites = cast(dict[str, Any], config.spikes)["sites"]
+    return {site: build_encoder(config, site, width) for site, width in widths.items() if site in sites}
+
+
+def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
+    """A spike encoder as the configuration describes it; only linear layers' inputs have thresholds of their own."""
     spikes = cast(dict[str, Any], config.spikes)
     return SpikeEncoder(
         width=width,
@@ -127,4 +146,7 @@ def build_encoder(config: GooseConfig, width: int) -> SpikeEncoder:
         amplitude=spikes["amplitude"],
         scale=spikes["scale"],
         surrogate=SurrogateSpec(**spikes["surrogate"]),
+        kind=spikes["encoder"],
+        group_channels=spikes["group_channels"],
+        store_alpha=spikes["store_alpha"] and site not in ("k", "v"),
     )

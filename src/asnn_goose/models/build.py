@@ -162,12 +162,15 @@ def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
     return {
         "vocab_size": teacher.vocabulary_size,
         "spikes": {
-            "sites": list(spikes.sites),
+            "sites": spikes.sites,
+            "encoder": spikes.encoder,
             "levels": spikes.levels,
             "alpha": spikes.threshold.alpha,
             "learn_alpha": not isinstance(spikes.threshold, FixedThreshold),
             "amplitude": spikes.amplitude,
+            "group_channels": spikes.group_channels,
             "scale": spikes.scale,
+            "store_alpha": spikes.calibrate and spikes.scale == "token",
             "surrogate": spikes.surrogate.model_dump(),
         },
         "teacher_name": teacher.name,

@@ -5,16 +5,19 @@ from typing import Any, ClassVar, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from asnn_goose.config_student import GooseStudent, Spikes, SpikeSite, Surrogate, WkvStudent
+from asnn_goose.config_student import GooseStudent, Spikes, Surrogate, WkvStudent, check_amplitude, spike_sites
 from asnn_goose.config_text import Section
 
 DEFAULT_SPIKES: dict[str, Any] = {
     "sites": ["k", "v"],
+    "encoder": "ternary",
     "levels": 1,
     "alpha": 1.0,
     "learn_alpha": False,
     "amplitude": "scalar",
+    "group_channels": 32,
     "scale": "none",
+    "store_alpha": False,
     "surrogate": {"kind": "clipped_ste", "width": 1.0, "gradient_scale": 1.0},
 }
 
@@ -48,7 +51,7 @@ class GooseConfig(PreTrainedConfig):
         mix_init: `spread` or `recorded`.
         recurrence: `exact`, or `recorded` for the old scan that forgets.
         scan_backend: `auto`, `reference`, `torch` or `numba`.
-        spikes: Sites and encoder, with the keys of `DEFAULT_SPIKES`.
+        spikes: Sites, by a preset's name or one by one, and encoder, with the keys of `DEFAULT_SPIKES`.
         teacher_name: What the student was distilled from.
         vocabulary_hash: SHA-256 of the tokenizer the student was trained with.
 
@@ -107,6 +110,8 @@ class GooseConfig(PreTrainedConfig):
         if goose:
             self._check_heads()
         check_spikes(self.spikes)
+        sites = spike_sites(self.spikes["sites"], self.mixer, self.gate_rank)
+        self.spikes["sites"] = [] if self.spikes["encoder"] == "dense" else list(sites)
         super().__post_init__(**kwargs)
 
     def _check_heads(self) -> None:
@@ -128,10 +133,9 @@ def check_spikes(spikes: dict[str, Any]) -> None:
     """
     for key in spikes:
         check_choice("spikes", key, tuple(DEFAULT_SPIKES))
-    for site in spikes["sites"]:
-        check_choice("spikes.sites", site, get_args(SpikeSite))
-    for name in ("amplitude", "scale"):
+    for name in ("encoder", "amplitude", "scale"):
         check_choice(f"spikes.{name}", spikes[name], _options(Spikes, name))
+    check_amplitude(spikes["amplitude"], spikes["sites"])
     check_choice("spikes.surrogate.kind", spikes["surrogate"].get("kind", "clipped_ste"), _options(Surrogate, "kind"))
 
 

@@ -23,7 +23,7 @@ def fusible(projected: Tensor, taps: Tensor, heads: tuple[int, int, int], encode
     """Whether the operator serves: many tokens on a GPU, sizes and dtypes it takes, and encoders it can express."""
     if projected.shape[:-1].numel() < LEAST_TOKENS.get(projected.device.type, math.inf):
         return False
-    if not all(_expressible(encoder) for encoder in encoders.values()):
+    if not all(_expressible(encoders[site]) for site in ("k", "v") if site in encoders):
         return False
     return refusal(projected, taps, heads, (_encoding(encoders, "k"), _encoding(encoders, "v"))) is None
 
@@ -46,9 +46,11 @@ def fused_inputs(
 
 
 def _expressible(encoder: Any) -> bool:
-    """A given threshold factor, no amplitude, and a known surrogate."""
+    """A given threshold factor, no amplitude, a known surrogate, and nobody who would watch the encoder itself."""
     return (
         isinstance(encoder, SpikeEncoder)
+        and encoder.kind == "ternary"
+        and not encoder._forward_hooks
         and not isinstance(encoder.alpha, nn.Parameter)
         and encoder.amplitude is None
         and encoder.surrogate.kind in SURROGATES

@@ -14,6 +14,7 @@ from asnn_goose.models.fused_inputs import fused_inputs, fusible
 from asnn_goose.models.joint_linear import joinable, joint_linear
 from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site
 from asnn_goose.models.rotary import RotaryPositions, Tables, turn
+from asnn_goose.models.spiking_linear import LayerInput, layer_input, spiking_linear
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
@@ -95,7 +96,8 @@ class GooseMixer(nn.Module):
 
     Args:
         shape: Sizes.
-        encoders: Spike encoders of the sites `k` and `v`; a missing site stays dense.
+        encoders: Spike encoders by site: `k` and `v`, and what linear layers read: `mixer_in` (r, k, v, rates and the
+            gate's first factor), `gate_mid` (its second) and `mixer_out` (the output); a missing site stays dense.
         rotary: Rotary positions of the teacher, or None.
         backend: Implementation of the recurrence.
     """
@@ -175,11 +177,12 @@ class GooseMixer(nn.Module):
         memory = memory or self.initial_memory(x)
         inputs = self.inputs(x, memory, valid, tables)
         read, state = self.recall(inputs, memory.state, valid)
-        gated = read.to(x.dtype) * self.head_norm
-        if self.gate_up is not None:
-            gated = gated * 2 * torch.sigmoid(self.gate_up(inputs.gate))
-        residual: Tensor = self.output(gated)
-        return MixerOutput(residual, MixerMemory(state, inputs.tail), inputs.spikes)
+        spikes, gated = inputs.spikes, read.to(x.dtype) * self.head_norm
+        if self.gate_up is not None and inputs.gate is not None:
+            gate = spiking_linear(self.gate_up, layer_input(self.encoders, "gate_mid", inputs.gate, spikes))
+            gated = gated * 2 * torch.sigmoid(gate)
+        residual = spiking_linear(self.output, layer_input(self.encoders, "mixer_out", gated, spikes))
+        return MixerOutput(residual, MixerMemory(state, inputs.tail), spikes)
 
     def inputs(
         self,
@@ -193,7 +196,9 @@ class GooseMixer(nn.Module):
         channels, dtype = self.taps.shape[1], _recurrence_dtype(x, memory.state)
         if tables is None and self.rotary is not None:
             tables = self.rotary.tables(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
-        projected = self._project(x)
+        seen: dict[str, Tensor] = {}
+        given = layer_input(self.encoders, "mixer_in", x, seen)
+        projected = self._project(given)
         joint = projected.shape[-1] > channels
         heads = shape.heads, shape.key_value_heads, shape.head_width
         fuses = valid is None and self.key_norm is None and self.backend in ("auto", "triton")
@@ -204,16 +209,20 @@ class GooseMixer(nn.Module):
             rest = projected[..., channels:]
             parts, tail, spikes = self._plain_inputs(projected[..., :channels], memory, valid, tables)
         r, k, v = (part.unflatten(-1, (-1, shape.head_width)).to(dtype) for part in parts)
-        gate = None if self.gate_down is None else rest[..., : shape.gate_rank] if joint else self.gate_down(x)
-        rates = rest[..., shape.gate_rank :][..., : self.rates.out_features] if joint else self.rates(x)
-        return GooseInputs(r.unflatten(2, (shape.key_value_heads, -1)), k, v, rates, gate, tail, spikes)
+        if joint:
+            gate = None if self.gate_down is None else rest[..., : shape.gate_rank]
+            rates = rest[..., shape.gate_rank :][..., : self.rates.out_features]
+        else:
+            gate = None if self.gate_down is None else spiking_linear(self.gate_down, given)
+            rates = spiking_linear(self.rates, given)
+        return GooseInputs(r.unflatten(2, (shape.key_value_heads, -1)), k, v, rates, gate, tail, seen | spikes)
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _project(self, given: LayerInput) -> Tensor:
         """r, k and v side by side; where they are one product, the gate's inner part and the rates stand behind."""
         layers = (self.receptance, self.key, self.value, self.gate_down, self.rates)
-        if joinable(x, layers):
-            return joint_linear(x, [layer for layer in layers if layer is not None])
-        return torch.cat((self.receptance(x), self.key(x), self.value(x)), dim=-1)
+        if joinable(given.values, layers):
+            return joint_linear(given.values, [layer for layer in layers if layer is not None], given.scale)
+        return torch.cat([spiking_linear(layer, given) for layer in (self.receptance, self.key, self.value)], dim=-1)
 
     def _plain_inputs(
         self, projected: Tensor, memory: MixerMemory, valid: Tensor | None, tables: Tables | None

@@ -22,8 +22,13 @@ def joinable(x: Tensor, layers: Sequence[nn.Module | None]) -> bool:
     return all(type(layer) is nn.Linear and not _watched(layer) for layer in present)
 
 
-def joint_linear(x: Float[Tensor, "*batch width"], layers: Sequence[nn.Linear]) -> Float[Tensor, "*batch columns"]:
-    """The layers' outputs side by side, then columns of zeros up to a multiple of 16."""
+def joint_linear(
+    x: Float[Tensor, "*batch width"], layers: Sequence[nn.Linear], scale: Float[Tensor, "*scale"] | None = None
+) -> Float[Tensor, "*batch columns"]:
+    """The layers' outputs side by side, then columns of zeros up to a multiple of 16.
+
+    `scale` is a factor on the products, not on the biases.
+    """
     weights = [layer.weight for layer in layers]
     spare = -sum(len(weight) for weight in weights) % ALIGNED_COLUMNS
     weight = torch.cat([*weights, weights[0].new_zeros(spare, weights[0].shape[1])])
@@ -31,7 +36,11 @@ def joint_linear(x: Float[Tensor, "*batch width"], layers: Sequence[nn.Linear]) 
     if any(layer.bias is not None for layer in layers):
         biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
         bias = torch.cat([*biases, weight.new_zeros(spare)])
-    return functional.linear(x, weight, bias)
+    if scale is None:
+        return functional.linear(x, weight, bias)
+    product = functional.linear(x, weight)
+    scaled = product * scale if bias is None else torch.addcmul(bias, product, scale)
+    return scaled.to(product.dtype)
 
 
 def _watched(layer: nn.Module) -> bool:

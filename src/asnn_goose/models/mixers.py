@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asnn_goose.models.joint_linear import joinable, joint_linear
+from asnn_goose.models.spiking_linear import LayerInput, layer_input, spiking_linear
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 TRITON = find_spec("triton") is not None
 if TRITON:
@@ -81,16 +83,23 @@ class FeedForward(nn.Module):
         inner_width: Channels between the projections.
         activation: `silu`, `gelu` (tanh form) or `swiglu`.
         bias: Whether the projections have biases.
+        encoders: Spike encoders of the sites `ffn_in` and `ffn_mid`; a missing site stays dense.
     """
 
     def __init__(
-        self, width: int, inner_width: int, activation: Literal["silu", "gelu", "swiglu"], bias: bool = False
+        self,
+        width: int,
+        inner_width: int,
+        activation: Literal["silu", "gelu", "swiglu"],
+        bias: bool = False,
+        encoders: dict[str, SpikeEncoder] | None = None,
     ) -> None:
         super().__init__()
         self.activation = activation
         self.up = nn.Linear(width, inner_width, bias=bias)
         self.gate = nn.Linear(width, inner_width, bias=bias) if activation == "swiglu" else None
         self.down = nn.Linear(inner_width, width, bias=bias)
+        self.encoders = nn.ModuleDict(encoders or {})
 
     def reset_parameters(self) -> None:
         """Draw PyTorch's default linear weights, as recorded."""
@@ -98,22 +107,24 @@ class FeedForward(nn.Module):
             if projection is not None:
                 projection.reset_parameters()
 
-    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-        """The feed-forward contribution to the residual stream."""
-        if self.gate is not None and joinable(x, (self.gate, self.up)):
-            both, inner = joint_linear(x, (self.gate, self.up)), self.up.out_features
-            if TRITON and both.is_cuda and both.dtype != torch.float64:
-                return self._project(swiglu_triton(both, inner))
-            return self._project(functional.silu(both[..., :inner]) * both[..., inner : 2 * inner])
-        hidden = self.up(x)
-        if self.gate is not None:
-            hidden = functional.silu(self.gate(x)) * hidden
-        elif self.activation == "gelu":
-            hidden = functional.gelu(hidden, approximate="tanh")
-        else:
-            hidden = functional.silu(hidden)
-        return self._project(hidden)
+    def forward(
+        self, x: Float[Tensor, "batch time width"]
+    ) -> tuple[Float[Tensor, "batch time width"], dict[str, Tensor]]:
+        """The feed-forward contribution to the residual stream, and the spikes by site."""
+        spikes: dict[str, Tensor] = {}
+        hidden = self._hidden(layer_input(self.encoders, "ffn_in", x, spikes))
+        return spiking_linear(self.down, layer_input(self.encoders, "ffn_mid", hidden, spikes)), spikes
 
-    def _project(self, hidden: Tensor) -> Tensor:
-        projected: Tensor = self.down(hidden)
-        return projected
+    def _hidden(self, given: LayerInput) -> Float[Tensor, "batch time inner"]:
+        """What stands between the projections."""
+        if self.gate is not None and joinable(given.values, (self.gate, self.up)):
+            both, inner = joint_linear(given.values, (self.gate, self.up), given.scale), self.up.out_features
+            if TRITON and both.is_cuda and both.dtype != torch.float64:
+                return swiglu_triton(both, inner)
+            return functional.silu(both[..., :inner]) * both[..., inner : 2 * inner]
+        hidden = spiking_linear(self.up, given)
+        if self.gate is not None:
+            return functional.silu(spiking_linear(self.gate, given)) * hidden
+        if self.activation == "gelu":
+            return functional.gelu(hidden, approximate="tanh")
+        return functional.silu(hidden)

@@ -1,6 +1,5 @@
 """The student's layer as a fixed list of typed operations: one description that counters and exporters can read."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -36,14 +35,16 @@ def layer_plan(config: GooseConfig) -> tuple[Operation, ...]:
         Operation("norm", "mixer_norm", ("x",), "normed"),
         *mixer,
         Operation("elementwise", "", ("x", "mixed"), "x_mixed"),
-        Operation("norm", "feed_forward_norm", ("x_mixed",), "ffn_in"),
+        Operation("norm", "feed_forward_norm", ("x_mixed",), "ffn_in_dense"),
+        _encoding(config, "ffn_in", "feed_forward"),
         Operation("matmul", "feed_forward.up", ("ffn_in",), "ffn_up", width * inner),
     ]
     gated = ("ffn_gate",) if config.mlp == "swiglu" else ()
     if gated:
         plan.append(Operation("matmul", "feed_forward.gate", ("ffn_in",), "ffn_gate", width * inner))
     plan += [
-        Operation("elementwise", "", ("ffn_up", *gated), "ffn_mid"),
+        Operation("elementwise", "", ("ffn_up", *gated), "ffn_mid_dense"),
+        _encoding(config, "ffn_mid", "feed_forward"),
         Operation("matmul", "feed_forward.down", ("ffn_mid",), "ffn_out", width * inner),
         Operation("elementwise", "", ("x_mixed", "ffn_out"), "x_next"),
     ]
@@ -58,9 +59,11 @@ def _wkv_mixer_plan(config: GooseConfig) -> list[Operation]:
         plan.append(Operation("matmul", f"mixer.{module}", (f"x_{role}",), f"{role}_dense", width * width))
     return [
         *plan,
-        *_encodings(config),
-        Operation("scan", "mixer", ("k", "v"), "state"),
-        Operation("matmul", "mixer.output", ("state",), "read", width * width),
+        _encoding(config, "k"),
+        _encoding(config, "v"),
+        Operation("scan", "mixer", ("k", "v"), "mixer_out_dense"),
+        _encoding(config, "mixer_out"),
+        Operation("matmul", "mixer.output", ("mixer_out",), "read", width * width),
         Operation("elementwise", "", ("r_dense", "read"), "mixed"),
     ]
 
@@ -68,10 +71,9 @@ def _wkv_mixer_plan(config: GooseConfig) -> list[Operation]:
 def _goose_mixer_plan(config: GooseConfig) -> list[Operation]:
     width, head = config.hidden_size, cast(int, config.head_dim)
     reading, holding = (cast(int, heads) * head for heads in (config.num_attention_heads, config.num_key_value_heads))
-    plan = [
-        Operation("matmul", f"mixer.{module}", ("normed",), f"{role}_projected", width * channels)
-        for role, module, channels in (("r", "receptance", reading), ("k", "key", holding), ("v", "value", holding))
-    ]
+    plan = [_encoding(config, "mixer_in", dense="normed")]
+    for role, module, channels in (("r", "receptance", reading), ("k", "key", holding), ("v", "value", holding)):
+        plan.append(Operation("matmul", f"mixer.{module}", ("mixer_in",), f"{role}_projected", width * channels))
     for role in ("r", "k", "v"):
         normed = config.key_norm and role != "v"
         convolved = f"{role}_convolved" if normed else f"{role}_dense"
@@ -80,29 +82,37 @@ def _goose_mixer_plan(config: GooseConfig) -> list[Operation]:
             name = {"r": "receptance", "k": "key"}[role]
             plan.append(Operation("norm", f"mixer.{name}_norm", (convolved,), f"{role}_dense"))
     rates = 3 * cast(int, config.num_key_value_heads)
-    plan += [*_encodings(config), Operation("matmul", "mixer.rates", ("normed",), "rates", width * rates)]
+    plan += [_encoding(config, "k"), _encoding(config, "v")]
+    plan.append(Operation("matmul", "mixer.rates", ("mixer_in",), "rates", width * rates))
     gates: tuple[str, ...] = ()
     if config.gate_rank:
         gates = ("gate",)
-        plan.append(Operation("matmul", "mixer.gate_down", ("normed",), "gate_mid", width * config.gate_rank))
-        plan.append(Operation("matmul", "mixer.gate_up", ("gate_mid",), "gate", config.gate_rank * reading))
+        plan += [
+            Operation("matmul", "mixer.gate_down", ("mixer_in",), "gate_mid_dense", width * config.gate_rank),
+            _encoding(config, "gate_mid"),
+            Operation("matmul", "mixer.gate_up", ("gate_mid",), "gate", config.gate_rank * reading),
+        ]
     return [
         *plan,
         # Products of k and v within the state are no weights; each head writes, erases and is read once a token.
         Operation("scan", "mixer", ("r_dense", "k", "v", "rates"), "read"),
-        Operation("elementwise", "mixer.head_norm", ("read", *gates), "mixer_out"),
+        Operation("elementwise", "mixer.head_norm", ("read", *gates), "mixer_out_dense"),
+        _encoding(config, "mixer_out"),
         Operation("matmul", "mixer.output", ("mixer_out",), "mixed", reading * width),
     ]
 
 
-def _encodings(config: GooseConfig) -> list[Operation]:
-    sites = set(cast(dict[str, Any], config.spikes)["sites"])
-    return [
-        Operation("encode", f"mixer.encoders.{site}", (f"{site}_dense",), site)
-        if site in sites
-        else Operation("elementwise", "", (f"{site}_dense",), site)
-        for site in ("k", "v")
-    ]
+def _encoding(config: GooseConfig, site: str, part: str = "mixer", dense: str | None = None) -> Operation:
+    """What makes the tensor of a site out of its dense form: an encoder, or nothing."""
+    given = (dense or f"{site}_dense",)
+    if site in _sites(config):
+        return Operation("encode", f"{part}.encoders.{site}", given, site)
+    return Operation("elementwise", "", given, site)
+
+
+def _sites(config: GooseConfig) -> list[str]:
+    sites: list[str] = cast(dict[str, Any], config.spikes)["sites"]
+    return sites
 
 
 def macs_per_token(config: GooseConfig) -> int:
@@ -111,12 +121,20 @@ def macs_per_token(config: GooseConfig) -> int:
     return config.num_hidden_layers * block + config.hidden_size * config.vocab_size
 
 
-def spike_fed_mac_share(config: GooseConfig) -> float:
-    """Share of those multiply-accumulates whose input is a spike tensor, from 0 to 1: what events could skip."""
+def spike_fed_mac_share(config: GooseConfig, with_head: bool = True) -> float:
+    """Share of those multiply-accumulates whose input is a spike tensor, from 0 to 1: what events could skip.
+
+    An amplitude for each channel counts as folded into the weights. `with_head` also counts the head.
+    """
+    block, fed = layer_plan(config), spike_fed_matmuls(config)
+    layers, head = config.num_hidden_layers, config.hidden_size * config.vocab_size if with_head else 0
+    whole = layers * sum(operation.macs for operation in block) + head
+    skipped = layers * sum(operation.macs for operation in fed) + (head if "head_in" in _sites(config) else 0)
+    return skipped / whole
+
+
+def spike_fed_matmuls(config: GooseConfig) -> tuple[Operation, ...]:
+    """The matrix products of a block that read spikes."""
     plan = layer_plan(config)
-    fed = sum(operation.macs for operation in plan if set(operation.inputs) & _spike_tensors(plan))
-    return config.num_hidden_layers * fed / macs_per_token(config)
-
-
-def _spike_tensors(plan: Sequence[Operation]) -> set[str]:
-    return {operation.output for operation in plan if operation.kind == "encode"}
+    spikes = {operation.output for operation in plan if operation.kind == "encode"}
+    return tuple(operation for operation in plan if operation.kind == "matmul" and spikes & set(operation.inputs))

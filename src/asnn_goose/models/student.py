@@ -11,12 +11,13 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from asnn_goose.models.block import GooseBlock, build_norm, run_block
+from asnn_goose.models.block import GooseBlock, build_encoders, build_norm, run_block
 from asnn_goose.models.cache import RecurrentCache
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.mixers import FeedForward
 from asnn_goose.models.rotary import Tables
+from asnn_goose.models.spiking_linear import LayerInput, layer_input, spiking_linear
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -28,10 +29,13 @@ class GooseOutput(ModelOutput):
     Attributes:
         loss: Next-token cross-entropy in nats, mean over scored tokens, if labels were given.
         logits: [batch time vocabulary]; None from the body without a head.
-        last_hidden_state: After the final norm, [batch time width].
+        last_hidden_state: After the final norm, [batch time width]; where the head's input is encoded, the real numbers
+            that its spikes stand for, of which a head makes the same logits.
         past_key_values: The cache to continue from, if asked for.
         hidden_states: Embedding output, then every block's output, if asked for.
-        spikes: For each block a mapping of site to integer spikes [batch time width] in any dtype, if asked for.
+        spikes: For each block a mapping of site to integer spikes [batch time width] in any dtype, and behind them one
+            for the head where its input is encoded, if asked for.
+        head_input: From the body alone: what the head multiplies, and the factor behind.
     """
 
     loss: Tensor | None = None
@@ -40,6 +44,7 @@ class GooseOutput(ModelOutput):
     past_key_values: RecurrentCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     spikes: tuple[dict[str, Tensor], ...] | None = None
+    head_input: LayerInput | None = None
 
 
 class GoosePreTrainedModel(PreTrainedModel):
@@ -75,6 +80,7 @@ class GooseModel(GoosePreTrainedModel):
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
         self.layers = nn.ModuleList(GooseBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = build_norm(config)
+        self.encoders = nn.ModuleDict(build_encoders(config, {"head_in": config.hidden_size}))
         # What runs a block where gradients are taken: compiled, if a training run asks for it.
         self.block_runner: Callable[..., tuple[Tensor, dict[str, Tensor]]] = run_block
         self.post_init()
@@ -114,15 +120,20 @@ class GooseModel(GoosePreTrainedModel):
         run = self.block_runner if cache is None and torch.is_grad_enabled() else run_block
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
-            x, block_spikes = run(cast(GooseBlock, block), x, layer_cache, valid, tables)
+            x, block_spikes = run(cast(GooseBlock, block), x, layer_cache, valid, tables, output_spikes)
             hidden_states.append(x)
             spikes.append(block_spikes)
         self._advance(cache, x, valid)
+        head_spikes: dict[str, Tensor] = {}
+        head_input = layer_input(self.encoders, "head_in", self.norm(x), head_spikes)
+        if head_spikes:
+            spikes.append(head_spikes)
         return GooseOutput(
-            last_hidden_state=self.norm(x),
+            last_hidden_state=head_input.dense(),
             past_key_values=cache if use_cache else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             spikes=tuple(spikes) if output_spikes else None,
+            head_input=head_input,
         )
 
     def mixers(self) -> tuple[WkvMixer | GooseMixer, ...]:
@@ -218,7 +229,10 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
             output_spikes=output_spikes,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(body.last_hidden_state[:, kept])
+        values, scale = body.head_input
+        # The factor of a token, or one for all.
+        scale = scale[:, kept] if scale is not None and scale.ndim else scale
+        logits = spiking_linear(self.lm_head, LayerInput(values[:, kept], scale))
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -11,6 +11,7 @@ from asnn_goose.kernels.reference import recorded_scan
 from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site, shift_tokens
 from asnn_goose.models.recurrence import ScanBackend, linear_scan
 from asnn_goose.models.rotary import Tables
+from asnn_goose.models.spiking_linear import layer_input, spiking_linear
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 # The recorded notebooks start every channel at sigmoid(-0.5) = 0.3775: nine tenths of a state is gone after 2.4 tokens.
@@ -29,7 +30,8 @@ class WkvMixer(nn.Module):
         width: Channels.
         layer: Index of the block, from 0.
         layers: Number of blocks.
-        encoders: Spike encoders of the sites `k` and `v`; a missing site stays dense.
+        encoders: Spike encoders of the sites `k`, `v` and `mixer_out`, which the output projection reads; a missing
+            site stays dense. What the other projections read are three vectors, none of which is encoded.
         decay_init: `spread` places timescales of 1 to 1000 tokens across channels, `recorded` sigmoid(-0.5).
         mix_init: `spread` follows RWKV-4 (Peng et al. 2023, appendix), `recorded` is 1 - layer / (layers - 1).
         recurrence: `exact`, or `recorded` for the scan that forgets after about 25 tokens.
@@ -113,7 +115,8 @@ class WkvMixer(nn.Module):
         key = encode_site(self.encoders, "k", key, spikes)
         value = encode_site(self.encoders, "v", value, spikes)
         states, final_state = self._scan(key, value, memory.state, valid)
-        residual: Tensor = receptance * self.output(states.to(x.dtype))
+        out = layer_input(self.encoders, "mixer_out", states.to(x.dtype), spikes)
+        residual: Tensor = receptance * spiking_linear(self.output, out)
         return MixerOutput(residual, MixerMemory(final_state, shift), spikes)
 
     def _scan(self, key: Tensor, value: Tensor, state: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 With theta = clamp(alpha * mean|x|, 0.01, 10) per token over channels, step = 2 * theta and z = x / step,
 values = sign(z) * min(D, floor(|z| + 1/2)). For D = 1 this is +1 above theta, -1 below -theta, else 0.
+A binary encoder leaves out what is negative: values = min(D, max(0, floor(z + 1/2))), for D = 1 either 0 or 1.
 The threshold looks at one token alone: a token's spikes depend neither on its batch nor on its future.
 """
 
@@ -25,7 +26,8 @@ LEAST_WORTHWHILE = {"cpu": 8_192, "cuda": 262_144}
 # Channels that the GPU's kernel keeps in registers.
 WIDEST_ON_GPU = 8_192
 
-Amplitude = Literal["none", "scalar", "channel"]
+Kind = Literal["ternary", "binary"]
+Amplitude = Literal["none", "scalar", "channel", "group", "asymmetric"]
 Scale = Literal["none", "token"]
 
 
@@ -33,7 +35,7 @@ class Spikes(NamedTuple):
     """Integer spikes and the factors that give them back their size.
 
     `values` are integers held in a floating type; `token_scale` is the quantization step of each token, or
-    None for unit spikes; `amplitude` is the learned factor, a scalar or one number a channel, or None.
+    None for unit spikes; `amplitude` is the learned factor, a scalar, one number a channel or one a value, or None.
     """
 
     values: Float[Tensor, "*batch width"]
@@ -58,9 +60,16 @@ class SpikeEncoder(nn.Module):
         levels: Largest absolute spike value D; 1 is ternary.
         alpha: Threshold as a multiple of the token's mean |x|.
         learn_alpha: Whether alpha is a parameter; it then learns through the surrogate.
-        amplitude: Learned factor on the spikes, started at 1.
+        amplitude: Learned factor on the spikes, started at 1: one, one a channel, one for `group_channels` neighbours,
+            or one for positive and one for negative spikes (trained ternary quantization, Zhu et al. 2017).
         scale: `token` multiplies by the quantization step, `none` leaves unit spikes.
         surrogate: Stand-in derivative of the staircase.
+        kind: `ternary` spikes have both signs, `binary` ones are not negative.
+        group_channels: Channels of a group; the last group may have fewer.
+        store_alpha: Whether alpha is one of the weights even if it does not learn, so that each layer may have its own.
+
+    Raises:
+        ValueError: Fewer than one level or channel of a group.
 
     Source: threshold and straight-through estimator as recorded for ASNN-Goose v6 to v14; the derivative of
     the step size as in LSQ (Esser et al. 2020, eq. 3), with the surrogate in place of the indicator.
@@ -75,14 +84,23 @@ class SpikeEncoder(nn.Module):
         amplitude: Amplitude = "scalar",
         scale: Scale = "none",
         surrogate: SurrogateSpec | None = None,
+        kind: Kind = "ternary",
+        group_channels: int = 32,
+        store_alpha: bool = False,
     ) -> None:
         super().__init__()
-        self.levels = levels
-        self.scale = scale
+        if levels < 1 or group_channels < 1:
+            raise ValueError(f"levels and group_channels must be at least 1, got {levels} and {group_channels}")
+        self.width, self.levels, self.kind, self.scale = width, levels, kind, scale
         self.surrogate = surrogate or SurrogateSpec()
-        self.initial_alpha = alpha
-        self.alpha: nn.Parameter | float = nn.Parameter(torch.empty(())) if learn_alpha else alpha
-        shape: dict[Amplitude, tuple[int, ...]] = {"scalar": (), "channel": (width,)}
+        self.initial_alpha, self.learns_alpha, self.stores_alpha = alpha, learn_alpha, store_alpha
+        stored = learn_alpha or store_alpha
+        self.alpha: nn.Parameter | float = nn.Parameter(torch.empty(()), learn_alpha) if stored else alpha
+        self.amplitude_kind, self.group_channels = amplitude, group_channels
+        groups = -(-width // group_channels)
+        shape: dict[Amplitude, tuple[int, ...]] = {
+            "scalar": (), "channel": (width,), "group": (groups,), "asymmetric": (2,)
+        }  # fmt: skip
         self.amplitude = nn.Parameter(torch.empty(shape[amplitude])) if amplitude != "none" else None
         self.reset_parameters()
 
@@ -92,6 +110,18 @@ class SpikeEncoder(nn.Module):
             nn.init.constant_(self.alpha, self.initial_alpha)
         if self.amplitude is not None:
             nn.init.ones_(self.amplitude)
+
+    def channel_amplitude(self) -> Float[Tensor, " width"] | None:
+        """The factor of each channel, where the factors go by channel."""
+        if self.amplitude is None or self.amplitude_kind not in ("channel", "group"):
+            return None
+        if self.amplitude_kind == "channel":
+            return self.amplitude
+        return self.amplitude.repeat_interleave(self.group_channels)[: self.width]
+
+    def quantize(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The integer spikes of a normalized activation, without a gradient."""
+        return staircase(z if self.kind == "ternary" else z.clamp_min(0.0), self.levels)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Spikes:
         """Spikes of the activations; statistics and thresholds are computed in at least float32."""
@@ -104,14 +134,25 @@ class SpikeEncoder(nn.Module):
             values, step = kernel(
                 x, cast(float, self.alpha), THRESHOLD_RANGE, self.levels, limit, self.surrogate.gradient_scale
             )
-            return Spikes(values, step if self.scale == "token" else None, self.amplitude)
-        threshold = (self.alpha * x.detach().abs().mean(dim=-1, keepdim=True)).clamp(*THRESHOLD_RANGE)
-        step = 2.0 * threshold
-        if self.surrogate.kind == "recorded_ste":
-            step = step.detach()
-            return Spikes(self._recorded_values(x, step), step if self.scale == "token" else None, self.amplitude)
-        values = _Staircase.apply(x / step, self.levels, self.surrogate)
-        return Spikes(values, step if self.scale == "token" else None, self.amplitude)
+        else:
+            # transformers loads every weight as one that learns.
+            held = isinstance(self.alpha, nn.Parameter) and not self.learns_alpha
+            alpha = cast(nn.Parameter, self.alpha).detach() if held else self.alpha
+            step = token_step(alpha, x.detach().abs().mean(dim=-1, keepdim=True))
+            if self.surrogate.kind == "recorded_ste":
+                step = step.detach()
+                values = self._recorded_values(x, step)
+            else:
+                values = _Staircase.apply(x / step, self.levels, self.surrogate, self.kind == "ternary")
+        return Spikes(values, step if self.scale == "token" else None, self._factor(values))
+
+    def _factor(self, values: Tensor) -> Tensor | None:
+        """What the values are multiplied by: the amplitude, in a shape that goes with theirs."""
+        if self.amplitude is None or self.amplitude_kind == "scalar":
+            return self.amplitude
+        if self.amplitude_kind == "asymmetric":
+            return torch.where(values.detach() > 0, self.amplitude[0], self.amplitude[1])
+        return self.channel_amplitude()
 
     def _compiled_kernel(self, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
         """The numba or Triton form where it serves: for a given alpha, and a surrogate that clips or does not.
@@ -119,7 +160,8 @@ class SpikeEncoder(nn.Module):
         Not inside torch.compile, which fuses the torch form with what stands before and behind it: there a kernel of
         its own would be a pass over memory more.
         """
-        written = not isinstance(self.alpha, nn.Parameter) and self.surrogate.kind in ("clipped_ste", "ste")
+        surrogate = self.kind == "ternary" and self.surrogate.kind in ("clipped_ste", "ste")
+        written = surrogate and not isinstance(self.alpha, nn.Parameter)
         if not written or torch.compiler.is_compiling() or x.numel() < LEAST_WORTHWHILE.get(x.device.type, math.inf):
             return None
         if not x.is_cuda:
@@ -129,8 +171,9 @@ class SpikeEncoder(nn.Module):
     def _recorded_values(self, x: Tensor, step: Tensor) -> Tensor:
         # The notebooks' estimator is y = a * s + (x - stop(x)): dy/dx = 1 whatever the amplitude, dy/da = s,
         # and nothing reaches alpha. The bypass is exactly zero, so the values stay integers.
-        values = staircase(x.detach() / step, self.levels)
-        factor = x.new_ones(()) if self.amplitude is None else self.amplitude.detach()
+        values = self.quantize(x.detach() / step)
+        amplitude = self._factor(values)
+        factor = x.new_ones(()) if amplitude is None else amplitude.detach()
         if self.scale == "token":
             factor = factor * step
         # A silent amplitude hides the bypass with the spike: there is nothing to divide by.
@@ -157,6 +200,11 @@ def _triton_encoder() -> Callable[..., tuple[Tensor, Tensor]] | None:
     return partial(encode_triton, values_dtype=torch.float32)
 
 
+def token_step(alpha: float | Tensor, mean: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
+    """The quantization step of tokens of the given mean magnitudes: twice their threshold."""
+    return 2.0 * (alpha * mean).clamp(*THRESHOLD_RANGE)
+
+
 def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
     """sign(z) * min(levels, floor(|z| + 1/2)): the integer spikes of a normalized activation."""
     return z.sign() * (z.abs() + 0.5).floor().clamp_max(levels)
@@ -164,14 +212,15 @@ def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"
 
 class _Staircase(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, z: Tensor, levels: int, surrogate: SurrogateSpec) -> Tensor:
-        """The staircase itself."""
+    def forward(ctx: FunctionCtx, z: Tensor, levels: int, surrogate: SurrogateSpec, signed: bool) -> Tensor:
+        """The staircase itself, of both signs or of the positive one."""
         ctx.save_for_backward(z)
-        ctx.levels, ctx.surrogate = levels, surrogate  # type: ignore[attr-defined]
-        return staircase(z, levels)
+        ctx.levels, ctx.surrogate, ctx.signed = levels, surrogate, signed  # type: ignore[attr-defined]
+        return staircase(z if signed else z.clamp_min(0.0), levels)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None, None]:
         """The surrogate in place of a derivative that is zero almost everywhere."""
         (z,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad_values * surrogate_derivative(z, ctx.levels, ctx.surrogate), None, None  # type: ignore[attr-defined]
+        slope = surrogate_derivative(z, ctx.levels, ctx.surrogate, ctx.signed)  # type: ignore[attr-defined]
+        return grad_values * slope, None, None, None

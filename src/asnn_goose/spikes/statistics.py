@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Real
 from torch import Tensor
+
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,9 @@ class SiteStatistics:
         silent_channel_fraction: Fraction of channels that never spiked.
         saturated_channel_fraction: Fraction of channels that spiked at every token.
         sign_balance: (positive - negative) / non-zero spikes, from -1 to 1; 0 if there is none.
+        mean_value: Mean of the values.
+        value_deviation: Their standard deviation.
+        channel_rate_deviation: Standard deviation over channels of the fraction of tokens at which one spiked.
     """
 
     density: Tensor
@@ -24,6 +30,9 @@ class SiteStatistics:
     silent_channel_fraction: Tensor
     saturated_channel_fraction: Tensor
     sign_balance: Tensor
+    mean_value: Tensor
+    value_deviation: Tensor
+    channel_rate_deviation: Tensor
 
     def as_floats(self) -> dict[str, float]:
         """The statistics as Python numbers; waits for the device."""
@@ -35,13 +44,44 @@ def site_statistics(values: Real[Tensor, "*batch width"]) -> SiteStatistics:
     spiked = (values != 0).flatten(end_dim=-2)  # tokens width
     events = spiked.sum().clamp_min(1)
     channel_rate = spiked.double().mean(dim=0)
+    deviation, mean = torch.std_mean(values.double(), correction=0)
     return SiteStatistics(
         density=channel_rate.mean(),
         events_per_activation=values.abs().double().mean(),
         silent_channel_fraction=(channel_rate == 0).double().mean(),
         saturated_channel_fraction=(channel_rate == 1).double().mean(),
         sign_balance=values.sign().double().sum() / events,
+        mean_value=mean,
+        value_deviation=deviation,
+        channel_rate_deviation=channel_rate.std(correction=0),
     )
+
+
+@dataclass(frozen=True)
+class EncoderStatistics:
+    """What an encoder has learned; every value is a 0-d tensor on its device, and waits for nothing.
+
+    Attributes:
+        alpha: Threshold as a multiple of the token's mean magnitude.
+        amplitude: Mean of its amplitudes; 1 where it has none.
+        amplitude_deviation: Their standard deviation.
+    """
+
+    alpha: Tensor
+    amplitude: Tensor
+    amplitude_deviation: Tensor
+
+    def as_floats(self) -> dict[str, float]:
+        """The statistics as Python numbers; waits for the device."""
+        return {name: float(value) for name, value in vars(self).items()}
+
+
+def encoder_statistics(encoder: SpikeEncoder) -> EncoderStatistics:
+    """Threshold factor and amplitudes of one encoder as they are now."""
+    alpha = encoder.alpha.detach().clone() if isinstance(encoder.alpha, Tensor) else torch.tensor(encoder.alpha)
+    amplitude = torch.ones(()) if encoder.amplitude is None else encoder.amplitude.detach()
+    deviation, mean = torch.std_mean(amplitude, correction=0)
+    return EncoderStatistics(alpha, mean, deviation)
 
 
 def layer_statistics(spikes: Sequence[Mapping[str, Tensor]]) -> dict[str, SiteStatistics]:

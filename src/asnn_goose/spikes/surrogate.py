@@ -24,22 +24,27 @@ class SurrogateSpec:
     gradient_scale: float = 1.0
 
 
-def surrogate_derivative(z: Float[Tensor, "*shape"], levels: int, spec: SurrogateSpec) -> Float[Tensor, "*shape"]:
-    """The stand-in for d(spike)/dz at the normalized activation z.
+def surrogate_derivative(
+    z: Float[Tensor, "*shape"], levels: int, spec: SurrogateSpec, signed: bool = True
+) -> Float[Tensor, "*shape"]:
+    """The stand-in for d(spike)/dz at the normalized activation z; spikes that are not `signed` look at z, not at |z|.
 
     - ste: 1 everywhere (Bengio et al. 2013).
-    - clipped_ste: 1 while |z| is at most levels - 1/2 + width, else 0: no pull on what is saturated.
+    - clipped_ste: 1 while |z| is at most levels - 1/2 + width, else 0: no pull on what is saturated; for spikes without
+      sign also 0 where z is below 1/2 - width.
     - sigmoid: logistic density, peak 1, falling to about 0.42 at u = width.
     - triangle: max(0, 1 - |u| / width).
     - superspike: 1 / (1 + |u| / width)^2 (Zenke and Ganguli 2018).
     - atan: 1 / (1 + (u / width)^2), the derivative of an arctangent (Fang et al. 2021).
     """
+    size = z.abs() if signed else z
     if spec.kind in ("ste", "recorded_ste"):
         bump = torch.ones_like(z)
     elif spec.kind == "clipped_ste":
-        bump = (z.abs() <= levels - 0.5 + spec.width).to(z.dtype)
+        inside = size <= levels - 0.5 + spec.width
+        bump = (inside if signed else inside & (size >= 0.5 - spec.width)).to(z.dtype)
     else:
-        distance = _threshold_distance(z, levels) / spec.width
+        distance = _threshold_distance(size, levels) / spec.width
         match spec.kind:
             case "sigmoid":
                 gate = torch.sigmoid(2.0 * distance)
@@ -53,6 +58,6 @@ def surrogate_derivative(z: Float[Tensor, "*shape"], levels: int, spec: Surrogat
     return bump * spec.gradient_scale
 
 
-def _threshold_distance(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
-    nearest = (z.abs().floor() + 0.5).clamp_max(levels - 0.5)
-    return z.abs() - nearest
+def _threshold_distance(size: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
+    nearest = (size.floor() + 0.5).clamp(0.5, levels - 0.5)
+    return size - nearest

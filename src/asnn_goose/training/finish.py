@@ -16,7 +16,7 @@ from asnn_goose.checks import Check, check, quotient
 from asnn_goose.config import Recipe
 from asnn_goose.errors import MachineError
 from asnn_goose.evaluation.efficiency import model_flops_utilization, teacher_cost, training_flops_per_token
-from asnn_goose.evaluation.student import probe_spikes, student_perplexity
+from asnn_goose.evaluation.student import probe_spikes, site_encoders, student_perplexity
 from asnn_goose.measurements import curve, curves_from_metrics
 from asnn_goose.models.build import fresh_student
 from asnn_goose.models.loading import quiet_transformers
@@ -43,7 +43,7 @@ from asnn_goose.results import (
     Throughput,
 )
 from asnn_goose.run_dir import write_text_atomically
-from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.statistics import encoder_statistics
 from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
 from asnn_goose.training.loop import PROBE_TOKENS, TrainingLoop
 from asnn_goose.training.memory import peak_memory_bytes
@@ -219,10 +219,12 @@ def spike_result(loop: TrainingLoop, metrics: list[dict[str, Any]]) -> SpikeResu
     student = loop.material.student
     ids = loop.material.windows.probe(PROBE_TOKENS).to(loop.accelerator.device)
     layers = []
+    encoders = site_encoders(student)
     for name, statistics in probe_spikes(student, ids).items():
         layer, site = name.removeprefix("layer_").split(".")
         history = curve(metrics, f"density.{name}")
-        layers.append(SiteSpikes(layer=int(layer), site=site, history=history, **statistics.as_floats()))
+        figures = statistics.as_floats() | encoder_statistics(encoders[name]).as_floats()
+        layers.append(SiteSpikes(layer=int(layer), site=site, history=history, **figures))
     return SpikeResult(
         density=_mean([entry.density for entry in layers]),
         events_per_activation=_mean([entry.events_per_activation for entry in layers]),
@@ -233,12 +235,12 @@ def spike_result(loop: TrainingLoop, metrics: list[dict[str, Any]]) -> SpikeResu
 
 
 def spike_amplitudes(student: GooseForCausalLM) -> dict[str, dict[str, float | None]]:
-    """Learned amplitude of every encoder by layer and site, a channel-wise one as its mean."""
+    """Learned amplitude of every encoder by layer and site, a channel-wise one as its mean; the head follows last."""
     amplitudes: dict[str, dict[str, float | None]] = {}
-    for path, module in student.model.named_modules():
-        if isinstance(module, SpikeEncoder) and module.amplitude is not None:
-            _, layer, *_, site = path.split(".")
-            amplitudes.setdefault(f"layer_{layer}", {})[site] = float(module.amplitude.detach().mean())
+    for name, encoder in site_encoders(student).items():
+        if encoder.amplitude is not None:
+            layer, site = name.split(".")
+            amplitudes.setdefault(layer, {})[site] = float(encoder.amplitude.detach().mean())
     return amplitudes
 
 

@@ -1,5 +1,7 @@
 """What stands ready before a run trains: evaluation text, the student, its controls, its calibration, its rows."""
 
+from contextlib import nullcontext
+
 from accelerate import Accelerator
 from rich.console import Console
 
@@ -10,10 +12,16 @@ from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windo
 from asnn_goose.evaluation.student import student_perplexity
 from asnn_goose.models.anatomy import TeacherBlock, teacher_anatomy
 from asnn_goose.models.build import build_student
-from asnn_goose.models.calibration import calibrate_from_attention
+from asnn_goose.models.calibration import (
+    ENCODER_TOKENS,
+    calibrate_encoders,
+    calibrate_from_attention,
+    calibrated_encoders,
+    dense_encoders,
+)
 from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import attention_records
+from asnn_goose.models.sublayers import AttentionRecord, attention_records
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distributed import from_main, is_main_process
@@ -51,14 +59,33 @@ def prepare_student(
         measure_control("random_weights", control.to(accelerator.device), recipe, material, console)
         if options.initialization == "teacher":
             measure_control("untrained_conversion", material.student, recipe, material, console)
-    if isinstance(options, GooseStudent) and options.initialization == "teacher" and options.calibration_tokens:
-        window = recipe.training.window
-        rows = text.rows(window)
-        batch = BatchPlan(rows, -(-options.calibration_tokens // window), recipe.training.seed).batch(0)
+    calibrate_student(recipe, material, text, accelerator, console)
+
+
+def calibrate_student(
+    recipe: Recipe, material: RunMaterial, text: PreparedText, accelerator: Accelerator, console: Console
+) -> None:
+    """Fit mixers to the teacher's attention and thresholds to the activations, where the recipe asks for it."""
+    options, student, window = recipe.student, material.student, recipe.training.window
+    converted = isinstance(options, GooseStudent) and options.initialization == "teacher"
+    tokens = options.calibration_tokens if isinstance(options, GooseStudent) and converted else 0
+    searched = bool(calibrated_encoders(student))
+    if not tokens and not searched:
+        return
+    rows = -(-(tokens or ENCODER_TOKENS) // window)
+    batch = BatchPlan(text.rows(window), rows, recipe.training.seed).batch(0).to(accelerator.device)
+    records: tuple[AttentionRecord, ...] = ()
+    if tokens:
         with console.status("fitting timescales and gains to the teacher's attention"):
-            blocks = replaced_blocks(recipe, material.teacher)
-            records = attention_records(material.teacher.model, blocks, batch.to(accelerator.device))
-            calibrate_from_attention(material.student, records)
+            records = attention_records(material.teacher.model, replaced_blocks(recipe, material.teacher), batch)
+            with dense_encoders(student) if searched else nullcontext():
+                calibrate_from_attention(student, records)
+    if searched:
+        with console.status("fitting thresholds to the student's activations"):
+            calibrate_encoders(student, batch)
+            if tokens:
+                # What is read behind the thresholds is known only now.
+                calibrate_from_attention(student, records)
 
 
 def measure_control(

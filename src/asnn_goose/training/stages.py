@@ -10,6 +10,7 @@ from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.config_training import DistillStage, Objective, Stage, StageExit, TrainingBySteps, TrainingOptions
 from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,17 @@ def ends_early(exit: StageExit | None, before: float | None, now: float, teacher
 
 
 def copied_parameters(student: GooseForCausalLM, recipe: Recipe) -> set[nn.Parameter]:
-    """The weights that came from the teacher: none of a random student, and of a mixer only what attention has too."""
+    """The weights that came from the teacher: of a mixer what attention has, of encoders or a random student none."""
     if recipe.student.initialization == "random":
         return set()
-    fresh = new_mixer_parameters(student, isinstance(recipe.student, GooseStudent))
+    fresh = new_mixer_parameters(student, isinstance(recipe.student, GooseStudent)) | encoder_parameters(student)
     return {parameter for parameter in student.parameters() if parameter not in fresh}
+
+
+def encoder_parameters(student: GooseForCausalLM) -> set[nn.Parameter]:
+    """Amplitudes and threshold factors of all spike encoders."""
+    encoders = (module for module in student.modules() if isinstance(module, SpikeEncoder))
+    return {parameter for encoder in encoders for parameter in encoder.parameters()}
 
 
 def new_mixer_parameters(student: GooseForCausalLM, attention_is_copied: bool) -> set[nn.Parameter]:
@@ -135,8 +142,10 @@ def new_mixer_parameters(student: GooseForCausalLM, attention_is_copied: bool) -
 def trained_parameters(
     student: GooseForCausalLM, train: Literal["all", "mixers", "new"], copied: set[nn.Parameter]
 ) -> set[nn.Parameter]:
-    """The weights that a stage trains."""
+    """The weights that a stage trains; threshold factors that do not learn are none of them."""
+    encoders = [module for module in student.modules() if isinstance(module, SpikeEncoder)]
+    held = {part.alpha for part in encoders if isinstance(part.alpha, nn.Parameter) and not part.learns_alpha}
     if train == "all":
-        return set(student.parameters())
+        return set(student.parameters()) - held
     mixers = {parameter for mixer in student.model.mixers() for parameter in mixer.parameters()}
-    return mixers if train == "mixers" else mixers - copied
+    return mixers - held - (copied if train == "new" else set())

@@ -1,0 +1,35 @@
+"""The threshold factor whose spikes come nearest to the activations they stand for, by a search over a grid.
+
+For each alpha of the grid the error is the sum over tokens and channels of (x - step * values)^2, with the step and the
+values of `spikes/encoder.py`. Errors of several batches add up, so that a few tokens at a time suffice.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from asnn_goose.spikes.encoder import SpikeEncoder, token_step
+
+GRID = tuple(0.05 * 160 ** (place / 31) for place in range(32))
+"""Factors from 0.05 to 8, each 18 % above the one before: the error hardly changes within that around its minimum."""
+CHUNK_VALUES = 2**22
+"""Activations that are looked at together."""
+
+
+@torch.no_grad()
+def alpha_errors(encoder: SpikeEncoder, x: Float[Tensor, "*batch width"]) -> Float[Tensor, " candidates"]:
+    """The squared error of each factor of the grid, summed over the activations, in float64."""
+    tokens = x.flatten(end_dim=-2)
+    errors = torch.zeros(len(GRID), dtype=torch.float64, device=x.device)
+    for part in tokens.split(max(1, CHUNK_VALUES // tokens.shape[-1])):
+        given = part if part.dtype == torch.float64 else part.float()
+        mean = given.abs().mean(dim=-1, keepdim=True)
+        for place, alpha in enumerate(GRID):
+            step = token_step(alpha, mean)
+            errors[place] += (given - step * encoder.quantize(given / step)).double().square().sum()
+    return errors
+
+
+def best_alpha(errors: Float[Tensor, " candidates"]) -> Float[Tensor, ""]:
+    """The factor of the grid with the least error, the smaller of two; as a tensor, so that no device is waited for."""
+    return torch.tensor(GRID, device=errors.device, dtype=errors.dtype)[errors.argmin()]
