@@ -10,7 +10,6 @@ if a form is wrong; speed decides nothing.
 import argparse
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch.nn import functional
 
 from asnn_goose.spikes import encoder
 from asnn_goose.spikes.encoder import THRESHOLD_RANGE, SpikeEncoder
+from gpu_timing import gpu_us
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -37,8 +37,6 @@ ALPHA, LEVELS, LIMIT, EPS = 1.0, 1, 1.5, 1e-5
 MOST_DIFFERING = 1e-5
 # One gradient of a million, let through or cut off by rounding, is 1e-3 of their norm; bfloat16 rounds to 2e-3.
 GRADIENT_TOLERANCE = 5e-3
-# At 4 TB/s, half a millisecond: more than Python needs for a forward and backward of two dozen kernels.
-FLUSHED_BYTES = 2**31
 SWEPT_WIDTH, SWEPT = 192, [2**power for power in range(13, 24)]
 # Without an amplitude an encoder has no weights and takes any width.
 ENCODER = SpikeEncoder(1, LEVELS, ALPHA, amplitude="none")
@@ -82,21 +80,6 @@ def errors(tokens: int, width: int, dtype: torch.dtype, normed: bool, device: st
     differing = (found[0] != expected[0]).double().mean()
     gradients = zip(found[1:], expected[1:], strict=True)
     return float(differing), max(float((one.double() - true).norm() / true.norm()) for one, true in gradients)
-
-
-def gpu_us(work: Callable[[], object], repeats: int) -> float:
-    """Median time of the GPU alone, in microseconds, with nothing in its cache."""
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device="cuda")
-    times = []
-    for _ in range(repeats + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flushed.zero_()
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times[3:])
 
 
 def wall_us(work: Callable[[], object], repeats: int) -> float:

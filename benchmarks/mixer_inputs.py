@@ -24,6 +24,7 @@ from asnn_goose.models.goose_mixer import GooseMixer, GooseShape
 from asnn_goose.models.rotary import RotaryPositions
 from asnn_goose.spikes import encoder
 from asnn_goose.spikes.encoder import SpikeEncoder
+from gpu_timing import gpu_us
 
 BATCH, TIME, WIDTH, TAPS = 8, 256, 256, 4
 # A gradient of the taps is a sum over 2,048 tokens in float32.
@@ -99,8 +100,6 @@ def median_ms(name: str, repeats: int) -> tuple[float, float]:
 ROWS, TOKENS, HEADS, WIDTH_OF_HEAD = 48, 512, (9, 3), 64
 # One spike in a thousand may fall on the other side of its threshold: results and gradients are rounded to bfloat16.
 GPU_TOLERANCE = 3e-2
-# At 4 TB/s, a quarter of a millisecond: nothing of a run's inputs stays in the GPU's cache.
-FLUSHED_BYTES = 2**30
 
 
 class MixerPart:
@@ -149,21 +148,6 @@ class MixerPart:
             [given.to(part) for given, part in zip(incoming, made, strict=True)],
         )
         return [part.detach().double() for part in (*made, *gradients)]
-
-
-def gpu_us(work: Callable[[], object], repeats: int) -> float:
-    """Median time of the GPU alone, in microseconds, with nothing in its cache."""
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device="cuda")
-    times = []
-    for _ in range(repeats + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flushed.zero_()
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times[3:])
 
 
 def gpu_part(repeats: int, compiled: bool) -> bool:
