@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent, spike_sites
 from asnn_goose.config_text import BLOCK_ROWS, Data, MixedText, Protocol, Section, StandardProtocol
-from asnn_goose.config_training import DistillStage, Objective, Stage, Training
+from asnn_goose.config_training import DistillStage, Objective, Stage, Training, TrainingByTokens
 
 
 class Teacher(Section):
@@ -109,6 +109,37 @@ class Recipe(Section):
                 f"windows of {longest} tokens need student.max_positions >= {longest}, got {self.student.max_positions}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _ramps_fit(self) -> "Recipe":
+        ramps = [stage.ramp for stage in self.stages if stage.ramp is not None]
+        raised = [site for ramp in ramps for place in ramp.places for site in place]
+        twice = next((site for site in raised if raised.count(site) > 1), None)
+        if twice is not None:
+            raise ValueError(f"stages raise the site {twice} more than once: name it in one ramp, once")
+        if ramps and (self.spikes.scale != "token" or self.spikes.surrogate.kind == "recorded_ste"):
+            raise ValueError(
+                "a stage's ramp blends activations with spikes of their size: it needs spikes.scale=token and a "
+                "surrogate other than recorded_ste"
+            )
+        for place, stage in enumerate(self.stages):
+            budget, tokens = self._tokens_of(stage), None if stage.ramp is None else stage.ramp.tokens
+            if budget is not None and tokens is not None and tokens > budget:
+                raise ValueError(
+                    f"stages.{place}.ramp.tokens={tokens} is longer than its stage, which has {budget:,} tokens: give "
+                    f"{budget} or fewer, or raise the budget"
+                )
+        return self
+
+    def _tokens_of(self, stage: Stage) -> int | None:
+        """Tokens of a stage's budget, where one process trains; None while the batch size is not known."""
+        training, share = self.training, stage.share / sum(other.share for other in self.stages)
+        if isinstance(training, TrainingByTokens):
+            return round(share * training.tokens)
+        rows = stage.batch_size or training.batch_size
+        if rows == "auto":
+            return None
+        return max(1, round(share * training.steps)) * rows * training.accumulation * (stage.window or training.window)
 
     @property
     def follows_hidden_states(self) -> bool:

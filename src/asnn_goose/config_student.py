@@ -109,8 +109,9 @@ class Spikes(Section):
     sites: SitePreset | Annotated[tuple[SpikeSite, ...], Field(strict=False)] = ("k", "v")
     """Tensors that are encoded: `recorded` is k and v, `all` also the input of every linear layer that the student has,
     `all+head` the head's too, or a list; an empty list trains the dense twin."""
-    encoder: Literal["ternary", "binary", "dense"] = "ternary"
-    """`ternary` spikes have both signs, `binary` ones are not negative; `dense` encodes nothing: the twin."""
+    encoder: Literal["ternary", "binary", "quantized", "dense"] = "ternary"
+    """`ternary` spikes have both signs, `binary` ones are not negative. Two twins for comparison: `quantized` rounds to
+    as many levels between a token's largest magnitudes, `dense` encodes nothing."""
     levels: int = Field(default=1, ge=1, le=8)
     """Largest absolute spike value D; 1 is pure ternary (or binary)."""
     threshold: Annotated[FixedThreshold | LearnedThreshold, Field(discriminator="kind")] = FixedThreshold()

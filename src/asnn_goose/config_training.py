@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from asnn_goose.config_student import SpikeSite
 from asnn_goose.config_text import Section, stated_fields
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -31,6 +32,31 @@ class HiddenAlignment(Section):
     """Factor on the error, beside the other terms in nats."""
 
 
+class Activity(Section):
+    """Keeps what layers read from spiking more than wanted, site by site: learned thresholds then rise.
+
+    Adds weight * sum of the sites' penalties, each averaged over the blocks. Events per activation are mean |spike|.
+    """
+
+    events: float = Field(gt=0.0, lt=1.0)
+    """Events per activation that are wanted at most."""
+    sites: dict[SpikeSite, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default={}, strict=False)
+    """Other numbers of events for single sites."""
+    form: Literal["hinge", "l1"] = "hinge"
+    """`hinge` is max(0, events - wanted), and 0 once there; `l1` is the events themselves, wherever they are."""
+    weight: float = Field(default=1.0, gt=0.0)
+    """Factor on the penalty, beside the other terms in nats."""
+
+
+class ThresholdCollapse(Section):
+    """Keeps learned thresholds from falling to where everything spikes: weight * max(0, least_alpha - alpha)^2."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+    """Factor on the mean over encoders."""
+    least_alpha: float = Field(default=0.1, gt=0.0)
+    """Threshold factor below which it begins to pull."""
+
+
 class Objective(Section):
     """What is minimized, in nats per token.
 
@@ -44,6 +70,12 @@ class Objective(Section):
     """Weight of the next-token cross-entropy term."""
     hidden_alignment: HiddenAlignment | None = None
     """Null leaves the hidden states free."""
+    activity: Activity | None = None
+    """Null lets the student spike as much as it will."""
+    amplitude_variance: float = Field(default=0.0, ge=0.0)
+    """Weight of the variance of each encoder's amplitudes, averaged over encoders."""
+    threshold_collapse: ThresholdCollapse | None = None
+    """Null lets learned thresholds fall."""
     chunk_tokens: int = Field(default=256, ge=1)
     """Tokens whose logits exist at one time."""
 
@@ -179,13 +211,31 @@ class StageExit(Section):
     """Ends it once an evaluation is below the one before by less than this fraction."""
 
 
+class SpikeRamp(Section):
+    """Raises spikes at one site after another: what a site passes on goes from its activations to its spikes.
+
+    With z the activations in units of their step, s their spikes and h rising from 0 to 1: (1 - h) * z + h * s. Sites
+    that a later stage raises stay dense until then; those that no stage raises spike from the beginning.
+    """
+
+    sites: tuple[SpikeSite | Annotated[tuple[SpikeSite, ...], Field(strict=False)], ...] = Field(
+        strict=False, min_length=1
+    )
+    """Sites in the order they are raised; a list within the list is raised together."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens over which all of them rise, each place for an equal part; null is the stage's whole budget."""
+
+    @property
+    def places(self) -> tuple[tuple[SpikeSite, ...], ...]:
+        """The sites that rise together, place by place."""
+        return tuple((place,) if isinstance(place, str) else place for place in self.sites)
+
+
 class StageOptions(Section):
     """What every stage has; null takes the recipe's own."""
 
     share: float = Field(gt=0.0)
     """Part of the training budget that the stage gets, relative to the other stages' shares."""
-    train: Literal["all", "mixers", "new"] = "all"
-    """All weights, those of the mixers, or only what the teacher did not give."""
     learning_rate: float | None = Field(default=None, gt=0.0)
     """Peak learning rate of new weights."""
     copied_learning_rate: float | None = Field(default=None, gt=0.0)
@@ -198,16 +248,27 @@ class StageOptions(Section):
     """Weight of each part of the recipe's mixture, 0 for none of it; null keeps the mixture's own."""
     exit: StageExit | None = None
     """Null uses the whole budget."""
+    ramp: SpikeRamp | None = None
+    """Null changes nothing about what spikes."""
+
+    @model_validator(mode="after")
+    def _ramps_end(self) -> "StageOptions":
+        if self.ramp is not None and self.exit is not None:
+            raise ValueError("exit would end the stage before its ramp: put the ramp into a stage without exit")
+        return self
 
 
 class AlignStage(StageOptions):
-    """Each mixer learns its teacher's attention alone, fed what that was fed: sum of |m - a|^2 over sum of |a|^2."""
+    """Each sublayer learns its teacher's alone, fed what that was fed: sum of |m - a|^2 over sum of |a|^2."""
 
     kind: Literal["align"]
     name: str = "align"
     """What metrics and results call the stage."""
-    train: Literal["mixers", "new"] = "mixers"
-    """The weights of the mixers, or only those that the teacher did not give."""
+    sublayers: Literal["mixers", "feed_forward", "all"] = "mixers"
+    """Mixers, which learn attention, feed-forward parts, which may have to learn themselves anew as they spike, or
+    both."""
+    train: Literal["sublayers", "new"] = "sublayers"
+    """The weights of these sublayers, or only those that the teacher did not give."""
 
 
 class DistillStage(StageOptions):
@@ -216,6 +277,8 @@ class DistillStage(StageOptions):
     kind: Literal["distill"] = "distill"
     name: str = "distill"
     """What metrics and results call the stage."""
+    train: Literal["all", "mixers", "new"] = "all"
+    """All weights, those of the mixers, or only what the teacher did not give."""
     objective: Objective | None = None
     """What is minimized; null is the recipe's objective."""
 

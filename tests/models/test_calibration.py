@@ -9,7 +9,7 @@ from asnn_goose.models.calibration import (
     dense_encoders,
 )
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer, GooseShape
-from asnn_goose.models.sublayers import AttentionRecord
+from asnn_goose.models.sublayers import SublayerRecord
 from asnn_goose.spikes.calibrate import GRID
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -28,7 +28,7 @@ def record():
         source.head_norm.copy_(torch.linspace(0.5, 3.0, 16))
         given = torch.randn(8, 64, 16)
         found = source.read(given) * source.head_norm
-        return source, timescales, AttentionRecord(given, found, source.output(found))
+        return source, timescales, SublayerRecord(given, source.output(found), found)
 
 
 def fresh(source):
@@ -41,7 +41,7 @@ def fresh(source):
 def test_rates_and_gains_that_made_the_target_are_found_again(record):
     source, timescales, seen = record
     mixer = fresh(source)
-    calibrate_mixer(mixer, seen)
+    calibrate_mixer(mixer, seen.stream, seen)
     found = 1 / (torch.sigmoid(mixer.rates.bias[:2]) * -LEAST_LOG_DECAY)
     torch.testing.assert_close(found, torch.tensor(timescales), rtol=1e-4, atol=0)
     torch.testing.assert_close(torch.sigmoid(mixer.rates.bias[2:4]), torch.tensor([0.02, 0.7]), rtol=1e-4, atol=0)
@@ -51,19 +51,20 @@ def test_rates_and_gains_that_made_the_target_are_found_again(record):
 def test_the_fitted_output_is_nearer_to_the_target_than_the_copied_one(record):
     source, _, seen = record
     target = torch.tanh(seen.output * 2)
-    seen = AttentionRecord(seen.given, seen.found, target)
+    seen = SublayerRecord(seen.stream, target, seen.found)
     mixer = fresh(source)
-    calibrate_mixer(mixer, seen)
+    calibrate_mixer(mixer, seen.stream, seen)
     copied = fresh(source)
     copied.load_state_dict({**mixer.state_dict(), "output.weight": source.output.weight}, strict=True)
-    errors = [(part(seen.given).residual - target).square().mean() for part in (mixer, copied)]
+    errors = [(part(seen.stream).residual - target).square().mean() for part in (mixer, copied)]
     assert errors[0] < errors[1]
 
 
 def test_an_attention_that_finds_nothing_leaves_finite_weights(record):
     source, _, seen = record
     mixer = fresh(source)
-    calibrate_mixer(mixer, AttentionRecord(seen.given, torch.zeros_like(seen.found), torch.zeros_like(seen.output)))
+    nothing = SublayerRecord(seen.stream, torch.zeros_like(seen.output), torch.zeros_like(seen.found))
+    calibrate_mixer(mixer, nothing.stream, nothing)
     assert all(torch.isfinite(parameter).all() for parameter in mixer.parameters())
 
 
@@ -71,11 +72,11 @@ def test_an_encoded_output_projection_is_fitted_to_the_spikes_that_it_reads(reco
     source, _, seen = record
     mixer = fresh(source)
     mixer.encoders["mixer_out"] = SpikeEncoder(16, levels=1, amplitude="none", scale="token")
-    calibrate_mixer(mixer, seen)
+    calibrate_mixer(mixer, seen.stream, seen)
     blind = fresh(source)
-    calibrate_mixer(blind, seen)
+    calibrate_mixer(blind, seen.stream, seen)
     blind.encoders["mixer_out"] = mixer.encoders["mixer_out"]
-    errors = [(part(seen.given).residual - seen.output).square().mean() for part in (mixer, blind)]
+    errors = [(part(seen.stream).residual - seen.output).square().mean() for part in (mixer, blind)]
     assert errors[0] < errors[1]
 
 

@@ -53,7 +53,7 @@ def test_timescales_are_spread_over_the_heads():
 
 
 def test_keys_and_values_are_read_as_spikes():
-    spikes = mixer()(noise(2, 7, WIDTH)).spikes
+    spikes = {site: trace.values for site, trace in mixer()(noise(2, 7, WIDTH)).traces.items()}
     assert set(spikes) == {"k", "v"}
     assert all(set(values.unique().tolist()) <= {-1.0, 0.0, 1.0} for values in spikes.values())
     assert spikes["k"].shape == (2, 7, SHAPE.state_width)
@@ -113,7 +113,7 @@ def outcomes(mixer, x, rotary):
     mixed = mixer(x, tables=tables)
     leaves = [x, *mixer.parameters()]
     incoming = torch.sin(torch.arange(x.numel(), device=x.device)).view(x.shape)
-    return [mixed.residual, mixed.memory.shift, *torch.autograd.grad(mixed.residual, leaves, incoming)], mixed.spikes
+    return [mixed.residual, mixed.memory.shift, *torch.autograd.grad(mixed.residual, leaves, incoming)], mixed.traces
 
 
 @pytest.mark.parametrize(("fused", "joint"), [(True, False), (False, True), (True, True)])
@@ -129,12 +129,12 @@ def test_short_cuts_of_many_tokens_change_nothing(fused, joint, turning, sites, 
         made.taps.add_(0.3 * noise(*made.taps.shape, seed=1).to(made.taps))
         made.gate_up.weight.normal_(std=0.3, generator=torch.Generator(kernel_device).manual_seed(0))
     on_many_tokens(monkeypatch, False, False)
-    expected, plain_spikes = outcomes(made, x, rotary)
+    expected, plain = outcomes(made, x, rotary)
     on_many_tokens(monkeypatch, fused, joint)
-    found, spikes = outcomes(made, x, rotary)
-    for site, values in spikes.items():
-        assert values.dtype == (torch.int8 if fused and site in "kv" else torch.float32)
-        assert torch.equal(values.float(), plain_spikes[site])
+    found, traces = outcomes(made, x, rotary)
+    for site, trace in traces.items():
+        assert trace.values.dtype == (torch.int8 if fused and site in "kv" else torch.float32)
+        assert torch.equal(trace.values.float(), plain[site].values)
     for one, true in zip(found, expected, strict=True):
         torch.testing.assert_close(one, true, rtol=1e-4, atol=1e-5 * true.detach().abs().max().item())
 
@@ -147,7 +147,7 @@ def test_spikes_are_for_looking_at_alone(fused, kernel_device, monkeypatch):
     made = mixer(GooseShape(WIDTH, 2, 1, 16, gate_rank=3), backend="auto").float().to(kernel_device)
     mixed = made(noise(1, 3, WIDTH).float().to(kernel_device))
     assert mixed.residual.requires_grad
-    assert not any(values.requires_grad for values in mixed.spikes.values())
+    assert not any(trace.values.requires_grad for trace in mixed.traces.values())
 
 
 @pytest.mark.gpu

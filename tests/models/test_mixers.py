@@ -71,9 +71,9 @@ def test_a_joined_swiglu_of_many_tokens_on_a_gpu_learns_what_its_layers_would(mo
 def test_gate_and_up_as_one_product_read_the_same_spikes(bias, monkeypatch):
     encoders = {"ffn_in": SpikeEncoder(6, 2, scale="token"), "ffn_mid": SpikeEncoder(10, 2, scale="token")}
     part, x = FeedForward(6, 10, "swiglu", bias, encoders).double(), noise(2, 3, 6)
-    expected, spikes = part(x)
-    assert set(spikes) == {"ffn_in", "ffn_mid"}
+    expected, traces = part(x)
+    assert set(traces) == {"ffn_in", "ffn_mid"}
     monkeypatch.setattr(joint_linear, "LEAST_TOKENS", {"cpu": 1})
-    found, joint_spikes = part(x)
+    found, joint_traces = part(x)
     torch.testing.assert_close(found, expected, **ROUNDING)
-    assert all(torch.equal(values, joint_spikes[site]) for site, values in spikes.items())
+    assert all(torch.equal(trace.values, joint_traces[site].values) for site, trace in traces.items())

@@ -41,11 +41,11 @@ def test_a_layer_gives_what_it_gives_for_the_numbers_its_spikes_stand_for(bias, 
 def test_a_hook_on_the_layer_sees_integers(amplitude):
     seen, part = [], layer()
     part.register_forward_hook(lambda module, given, result: seen.append(given[0]))
-    spikes = {}
-    given = layer_input(encoders(levels=2, amplitude=amplitude, scale="token"), "ffn_in", noise(3, 9, WIDTH), spikes)
+    traces = {}
+    given = layer_input(encoders(levels=2, amplitude=amplitude, scale="token"), "ffn_in", noise(3, 9, WIDTH), traces)
     spiking_linear(part, given)
     assert set(seen[0].unique().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
-    assert torch.equal(seen[0], spikes["ffn_in"])
+    assert torch.equal(seen[0], traces["ffn_in"].values)
 
 
 def test_without_an_encoder_a_layer_reads_its_input():

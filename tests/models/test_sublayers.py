@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from asnn_goose.models.anatomy import teacher_anatomy
-from asnn_goose.models.sublayers import attention_records, residual_stream
+from asnn_goose.models.anatomy import body_blocks, teacher_anatomy
+from asnn_goose.models.sublayers import residual_stream, sublayer_records
 
 
 @pytest.fixture
@@ -22,19 +22,23 @@ def model(request, teacher, llama):
     return teacher.model if request.param == "gpt2" else llama
 
 
+def attention(model, blocks, ids):
+    return [record.attention for record in sublayer_records(model, blocks, ids, "mixers")]
+
+
 def test_output_is_the_projection_of_what_the_heads_found(model):
     blocks = teacher_anatomy(model, "model").blocks
     ids = torch.arange(10).reshape(2, 5)
-    for block, record in zip(blocks, attention_records(model, blocks, ids), strict=True):
+    for block, record in zip(blocks, attention(model, blocks, ids), strict=True):
         output = functional.linear(record.found, block.parts.output.weight, block.parts.output.bias)
         torch.testing.assert_close(record.output, output)
 
 
 def test_what_attention_was_given_makes_it_find_the_same_again(model):
     blocks = teacher_anatomy(model, "model").blocks
-    record = attention_records(model, blocks, torch.arange(10).reshape(2, 5))[0]
+    record = attention(model, blocks, torch.arange(10).reshape(2, 5))[0]
     block = blocks[0]
-    value = functional.linear(record.given, block.parts.value.weight, block.parts.value.bias)
+    value = functional.linear(block.mixer_norm(record.stream), block.parts.value.weight, block.parts.value.bias)
     # The first token can only look at itself, so its heads find its own value.
     heads = record.found[:, 0].shape[-1] // value.shape[-1]
     width = block.attention.head_dim
@@ -42,9 +46,22 @@ def test_what_attention_was_given_makes_it_find_the_same_again(model):
     torch.testing.assert_close(record.found[:, 0], expected)
 
 
+def test_a_feed_forward_part_given_its_stream_gives_its_output_again(model):
+    blocks = teacher_anatomy(model, "model").blocks
+    ids = torch.arange(10).reshape(2, 5)
+    modules, _ = body_blocks(model.base_model)
+    records = sublayer_records(model, blocks, ids, "feed_forward")
+    for module, block, record in zip(modules, blocks, records, strict=True):
+        assert record.attention is None
+        part = record.feed_forward
+        torch.testing.assert_close(part.output, module.mlp(block.feed_forward_norm(part.stream)))
+    both = sublayer_records(model, blocks, ids, "all")
+    assert all(record.attention is not None and record.feed_forward is not None for record in both)
+
+
 def test_only_the_blocks_asked_for_are_recorded_and_no_hook_stays(model):
     blocks = teacher_anatomy(model, "model").blocks
-    assert len(attention_records(model, blocks[1:], torch.arange(4).reshape(1, 4))) == len(blocks) - 1
+    assert len(attention(model, blocks[1:], torch.arange(4).reshape(1, 4))) == len(blocks) - 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

@@ -91,8 +91,8 @@ def test_a_mixer_reads_its_key_and_value_as_spikes():
     encoders = {site: SpikeEncoder(8, levels=2, amplitude="none").double() for site in ("k", "v")}
     spiking, x = mixer(encoders=encoders), noise(1, 1, 8)
     output = spiking(x)
-    assert torch.equal(output.memory.state, output.spikes["k"][:, 0] * output.spikes["v"][:, 0])
-    assert set(output.spikes["k"].unique().tolist()) <= {-2.0, -1.0, 0.0, 1.0, 2.0}
+    assert torch.equal(output.memory.state, output.traces["k"].values[:, 0] * output.traces["v"].values[:, 0])
+    assert set(output.traces["k"].values.unique().tolist()) <= {-2.0, -1.0, 0.0, 1.0, 2.0}
 
 
 def test_exact_recurrence_with_spread_decay_remembers_sixty_tokens_back():

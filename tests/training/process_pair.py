@@ -32,7 +32,7 @@ from asnn_goose.errors import GooseError
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import AttentionRecord
+from asnn_goose.models.sublayers import BlockRecord, SublayerRecord
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep
 from asnn_goose.training.checkpoint import restore_tensors, training_tensors
@@ -128,7 +128,7 @@ def seen_by(kind: str, process: int, micro_batch: int) -> tuple[Any, ...]:
 
     ids = torch.randint(0, VOCABULARY, (ROWS, TIME), generator=generator)
     if kind == "align":
-        return ids, tuple(AttentionRecord(draw(WIDTH), draw(WIDTH), draw(WIDTH)) for _ in range(3))
+        return ids, tuple(BlockRecord(SublayerRecord(draw(WIDTH), draw(WIDTH))) for _ in range(3))
     return ids, TeacherView(draw(WIDTH), tuple(draw(WIDTH) for _ in range(3)))
 
 

@@ -84,11 +84,31 @@ def test_a_wkv_mixer_is_new_from_end_to_end(teacher):
     assert isinstance(options.student, WkvStudent)
 
 
+def plan(train, **stage):
+    kind = "align" if "sublayers" in stage else "distill"
+    return plan_stages(recipe(stages=[{"kind": kind, "share": 1, "train": train, **stage}]), 1)[0]
+
+
+def test_an_align_stage_trains_the_sublayers_it_aligns(teacher):
+    options = recipe()
+    student = build_student(options.student, options.spikes, teacher, 0)
+    copied = copied_parameters(student, options)
+
+    def trained(train, sublayers):
+        return trained_parameters(student, plan(train, sublayers=sublayers), copied)
+
+    fed = {p for block in student.model.layers for p in block.feed_forward.parameters()}
+    assert trained("sublayers", "mixers") == trained_parameters(student, plan("mixers"), copied)
+    assert trained("sublayers", "feed_forward") == fed
+    assert trained("sublayers", "all") == fed | trained("sublayers", "mixers")
+    assert trained("new", "all") == trained("sublayers", "all") - copied
+
+
 def test_the_weights_of_a_stage_are_everything_the_mixers_or_what_is_new(teacher):
     options = recipe()
     student = build_student(options.student, options.spikes, teacher, 0)
     copied = copied_parameters(student, options)
-    everything, mixers, new = (trained_parameters(student, part, copied) for part in ("all", "mixers", "new"))
+    everything, mixers, new = (trained_parameters(student, plan(part), copied) for part in ("all", "mixers", "new"))
     assert new < mixers < everything
     assert new == mixers - copied
     assert sum(torch.numel(p) for p in everything) == student.num_parameters()
@@ -100,6 +120,6 @@ def test_a_threshold_that_is_found_but_not_learned_is_not_trained(teacher, kind)
     student = build_student(options.student, options.spikes, teacher, 0)
     encoder = student.model.layers[0].mixer.encoders["mixer_in"]
     for part in ("all", "mixers", "new"):
-        trained = trained_parameters(student, part, copied_parameters(student, options))
+        trained = trained_parameters(student, plan(part), copied_parameters(student, options))
         assert (encoder.alpha in trained) == (kind == "learned")
         assert encoder.amplitude in trained

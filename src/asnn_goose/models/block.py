@@ -12,11 +12,12 @@ from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer, GooseShape
 from asnn_goose.models.mixers import FeedForward, MixerMemory
 from asnn_goose.models.rotary import RotaryPositions, Tables
+from asnn_goose.models.spiking_linear import SiteTrace, Traces
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.spikes.surrogate import SurrogateSpec
 
-BlockRunner = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+BlockRunner = Callable[..., tuple[Tensor, Traces]]
 """Runs a block as `run_block` does."""
 
 
@@ -43,8 +44,8 @@ class GooseBlock(nn.Module):
         cache: RecurrentLayer | None,
         valid: Tensor | None,
         tables: Tables | None,
-    ) -> tuple[Float[Tensor, "batch time width"], dict[str, Tensor]]:
-        """The block's output and its spikes by site; the layer's cache, if given, is updated.
+    ) -> tuple[Float[Tensor, "batch time width"], Traces]:
+        """The block's output and what its sites leave; the layer's cache, if given, is updated.
 
         `tables` are those of its rotary positions, which all blocks share.
         """
@@ -55,8 +56,8 @@ class GooseBlock(nn.Module):
         if cache is not None:
             cache.update(mixed.memory.state, mixed.memory.shift)
         x = x + mixed.residual
-        fed, spikes = self.feed_forward(self.feed_forward_norm(x))
-        return x + fed, mixed.spikes | spikes
+        fed, traces = self.feed_forward(self.feed_forward_norm(x))
+        return x + fed, mixed.traces | traces
 
 
 def run_block(
@@ -66,23 +67,24 @@ def run_block(
     valid: Tensor | None,
     tables: Tables | None,
     watched: bool = True,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Traces]:
     """One block as a plain function, which is compiled once and then serves all blocks, since all are alike.
 
-    Where nobody watches its spikes it returns none: a compiled block would write them all to memory.
+    Where nobody watches its spikes it returns none, and only what an objective counts: a compiled block would write
+    them all to memory.
     """
-    x, spikes = block(x, cache, valid, tables)
-    return x, spikes if watched else {}
+    x, traces = block(x, cache, valid, tables)
+    if watched:
+        return x, traces
+    return x, {site: SiteTrace(None, trace.events) for site, trace in traces.items() if trace.events is not None}
 
 
 def recomputed(runner: BlockRunner) -> BlockRunner:
     """A runner that keeps only what enters a block, and runs the block again in the backward (Chen et al. 2016)."""
 
-    def run(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(*arguments: Any) -> tuple[Tensor, Traces]:
         """One block; nothing in it draws random numbers."""
-        found: tuple[Tensor, dict[str, Tensor]] = checkpoint(
-            runner, *arguments, use_reentrant=False, preserve_rng_state=False
-        )
+        found: tuple[Tensor, Traces] = checkpoint(runner, *arguments, use_reentrant=False, preserve_rng_state=False)
         return found
 
     return run

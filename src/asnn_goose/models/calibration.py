@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from asnn_goose.models.block import GooseBlock
 from asnn_goose.models.folding import encoded_inputs
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer
 from asnn_goose.models.spiking_linear import layer_input
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import AttentionRecord
+from asnn_goose.models.sublayers import BlockRecord, SublayerRecord
 from asnn_goose.spikes.calibrate import alpha_errors, best_alpha
 from asnn_goose.spikes.encoder import SpikeEncoder, Spikes
 
@@ -40,17 +41,23 @@ ENCODER_ROWS = 8
 
 
 @torch.no_grad()
-def calibrate_from_attention(student: GooseForCausalLM, records: Sequence[AttentionRecord]) -> None:
+def calibrate_from_attention(student: GooseForCausalLM, records: Sequence[BlockRecord]) -> None:
     """Set decay, erase rate and gain of every mixer, given what the teacher's attention did in its place."""
-    for mixer, record in zip(student.model.mixers(), records, strict=True):
-        calibrate_mixer(cast(GooseMixer, mixer), record)
+    for module, record in zip(student.model.layers, records, strict=True):
+        if record.attention is not None:
+            block = cast(GooseBlock, module)
+            mixer = cast(GooseMixer, block.mixer)
+            given = block.mixer_norm(record.attention.stream.to(mixer.head_norm.dtype))
+            calibrate_mixer(mixer, given, record.attention)
 
 
 @torch.no_grad()
-def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
-    """Set one mixer's decay, erase rate, gain and output projection; its input-dependent parts stay as they are."""
-    dtype = mixer.head_norm.dtype
-    given, found = record.given.to(dtype), record.found.to(dtype)
+def calibrate_mixer(mixer: GooseMixer, given: Float[Tensor, "batch time width"], record: SublayerRecord) -> None:
+    """Set one mixer's decay, erase rate, gain and output projection, given what its norm makes of the stream.
+
+    Its input-dependent parts stay as they are.
+    """
+    found = cast(Tensor, record.found).to(given.dtype)
     rows = max(1, GRID_TOKENS // given.shape[1])
     _search_rates(mixer, given[:rows], found[:rows])
     read = mixer.read(given)

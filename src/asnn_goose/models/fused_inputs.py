@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asnn_goose.models.rotary import Tables
+from asnn_goose.models.spiking_linear import SiteTrace, Traces
 from asnn_goose.spikes.encoder import THRESHOLD_RANGE, SpikeEncoder
 
 if find_spec("triton") is not None:
@@ -36,23 +37,25 @@ def fused_inputs(
     heads: tuple[int, int, int],
     encoders: nn.ModuleDict,
     dtype: torch.dtype,
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, dict[str, Tensor]]:
-    """r, k and v in `dtype`, the columns behind them, and the spikes by site in int8; see `mixer_inputs_triton`."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Traces]:
+    """r, k and v in `dtype`, the columns behind them, and what the sites leave; see `mixer_inputs_triton`."""
     encodings = _encoding(encoders, "k"), _encoding(encoders, "v")
     made = mixer_inputs_triton(projected, taps, tail, tables, heads, encodings, THRESHOLD_RANGE, dtype)
     found = {"k": made.key_spikes, "v": made.value_spikes}
-    spikes = {site: found[site] for site in ("k", "v") if site in encoders}
-    return (made.receptance, made.key, made.value), made.rest, spikes
+    traces = {site: SiteTrace(found[site]) for site in ("k", "v") if site in encoders}
+    return (made.receptance, made.key, made.value), made.rest, traces
 
 
 def _expressible(encoder: Any) -> bool:
-    """A given threshold factor, no amplitude, a known surrogate, and nobody who would watch the encoder itself."""
+    """A given threshold factor, no amplitude, a known surrogate, no blending, and nobody who watches the encoder."""
     return (
         isinstance(encoder, SpikeEncoder)
         and encoder.kind == "ternary"
         and not encoder._forward_hooks
         and not isinstance(encoder.alpha, nn.Parameter)
         and encoder.amplitude is None
+        and encoder.hardness is None
+        and not encoder.counts_events
         and encoder.surrogate.kind in SURROGATES
     )
 

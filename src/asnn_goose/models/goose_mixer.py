@@ -12,9 +12,9 @@ from asnn_goose.models.convolution import following_tail, short_convolution
 from asnn_goose.models.delta import DeltaBackend, delta_rule
 from asnn_goose.models.fused_inputs import fused_inputs, fusible
 from asnn_goose.models.joint_linear import joinable, joint_linear
-from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site
+from asnn_goose.models.mixers import MixerMemory, MixerOutput
 from asnn_goose.models.rotary import RotaryPositions, Tables, turn
-from asnn_goose.models.spiking_linear import LayerInput, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import LayerInput, Traces, encode_site, layer_input, spiking_linear
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
@@ -74,7 +74,7 @@ class GooseInputs:
         rates: Decay, erase and write as logits, one each a key/value head.
         gate: The gate between its two factors, or None.
         tail: Of the convolution, for the next call.
-        spikes: Integer spikes by site.
+        traces: What its sites leave.
     """
 
     receptance: Tensor
@@ -83,7 +83,7 @@ class GooseInputs:
     rates: Float[Tensor, "batch time rates"]
     gate: Float[Tensor, "batch time rank"] | None
     tail: Float[Tensor, "batch earlier channels"]
-    spikes: dict[str, Tensor]
+    traces: Traces
 
 
 class GooseMixer(nn.Module):
@@ -177,12 +177,12 @@ class GooseMixer(nn.Module):
         memory = memory or self.initial_memory(x)
         inputs = self.inputs(x, memory, valid, tables)
         read, state = self.recall(inputs, memory.state, valid)
-        spikes, gated = inputs.spikes, read.to(x.dtype) * self.head_norm
+        traces, gated = inputs.traces, read.to(x.dtype) * self.head_norm
         if self.gate_up is not None and inputs.gate is not None:
-            gate = spiking_linear(self.gate_up, layer_input(self.encoders, "gate_mid", inputs.gate, spikes))
+            gate = spiking_linear(self.gate_up, layer_input(self.encoders, "gate_mid", inputs.gate, traces))
             gated = gated * 2 * torch.sigmoid(gate)
-        residual = spiking_linear(self.output, layer_input(self.encoders, "mixer_out", gated, spikes))
-        return MixerOutput(residual, MixerMemory(state, inputs.tail), spikes)
+        residual = spiking_linear(self.output, layer_input(self.encoders, "mixer_out", gated, traces))
+        return MixerOutput(residual, MixerMemory(state, inputs.tail), traces)
 
     def inputs(
         self,
@@ -196,7 +196,7 @@ class GooseMixer(nn.Module):
         channels, dtype = self.taps.shape[1], _recurrence_dtype(x, memory.state)
         if tables is None and self.rotary is not None:
             tables = self.rotary.tables(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
-        seen: dict[str, Tensor] = {}
+        seen: Traces = {}
         given = layer_input(self.encoders, "mixer_in", x, seen)
         projected = self._project(given)
         joint = projected.shape[-1] > channels
@@ -204,10 +204,10 @@ class GooseMixer(nn.Module):
         fuses = valid is None and self.key_norm is None and self.backend in ("auto", "triton")
         if fuses and fusible(projected, self.taps, heads, self.encoders):
             tail = following_tail(projected[..., :channels], memory.shift)
-            parts, rest, spikes = fused_inputs(projected, self.taps, memory.shift, tables, heads, self.encoders, dtype)
+            parts, rest, traces = fused_inputs(projected, self.taps, memory.shift, tables, heads, self.encoders, dtype)
         else:
             rest = projected[..., channels:]
-            parts, tail, spikes = self._plain_inputs(projected[..., :channels], memory, valid, tables)
+            parts, tail, traces = self._plain_inputs(projected[..., :channels], memory, valid, tables)
         r, k, v = (part.unflatten(-1, (-1, shape.head_width)).to(dtype) for part in parts)
         if joint:
             gate = None if self.gate_down is None else rest[..., : shape.gate_rank]
@@ -215,7 +215,7 @@ class GooseMixer(nn.Module):
         else:
             gate = None if self.gate_down is None else spiking_linear(self.gate_down, given)
             rates = spiking_linear(self.rates, given)
-        return GooseInputs(r.unflatten(2, (shape.key_value_heads, -1)), k, v, rates, gate, tail, seen | spikes)
+        return GooseInputs(r.unflatten(2, (shape.key_value_heads, -1)), k, v, rates, gate, tail, seen | traces)
 
     def _project(self, given: LayerInput) -> Tensor:
         """r, k and v side by side; where they are one product, the gate's inner part and the rates stand behind."""
@@ -226,18 +226,18 @@ class GooseMixer(nn.Module):
 
     def _plain_inputs(
         self, projected: Tensor, memory: MixerMemory, valid: Tensor | None, tables: Tables | None
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, dict[str, Tensor]]:
-        """r, k and v as the recurrence takes them, the tail of the convolution, and the spikes by site."""
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Traces]:
+        """r, k and v as the recurrence takes them, the tail of the convolution, and what the sites leave."""
         shape = self.shape
         projected, tail = short_convolution(projected, self.taps, memory.shift, valid)
         r, k, v = projected.split((shape.read_width, shape.state_width, shape.state_width), dim=-1)
         r, k = self._turn(r, k, tables)
-        spikes: dict[str, Tensor] = {}
-        k = encode_site(self.encoders, "k", k, spikes)
-        v = encode_site(self.encoders, "v", v, spikes)
+        traces: Traces = {}
+        k = encode_site(self.encoders, "k", k, traces)
+        v = encode_site(self.encoders, "v", v, traces)
         long = k.unflatten(-1, (-1, shape.head_width)).to(memory.state.dtype)
         k = long * long.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
-        return (r, k.flatten(2), v), tail, spikes
+        return (r, k.flatten(2), v), tail, traces
 
     def read(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time read"]:
         """What the states give from the first token on, each head normalized, before gain, gate and output."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asnn_goose.models.joint_linear import joinable, joint_linear
-from asnn_goose.models.spiking_linear import LayerInput, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import LayerInput, Traces, layer_input, spiking_linear
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 TRITON = find_spec("triton") is not None
@@ -34,26 +34,11 @@ class MixerMemory:
 
 @dataclass(frozen=True)
 class MixerOutput:
-    """A mixer's contribution to the residual stream, its new memory, and its spikes by site."""
+    """A mixer's contribution to the residual stream, its new memory, and what its sites leave."""
 
     residual: Float[Tensor, "batch time width"]
     memory: MixerMemory
-    spikes: dict[str, Tensor]
-
-
-def encode_site(
-    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "batch time width"], spikes: dict[str, Tensor]
-) -> Float[Tensor, "batch time width"]:
-    """What the site's spikes stand for, the integers themselves put into `spikes`; `x` where nothing encodes it.
-
-    The integers are for looking at alone: a compiled block would hand back a gradient of zeros for each of them.
-    """
-    if site not in encoders:
-        return x
-    encoded = encoders[site](x)
-    spikes[site] = encoded.values.detach()
-    dense: Tensor = encoded.dense()
-    return dense
+    traces: Traces
 
 
 def shift_tokens(
@@ -107,13 +92,11 @@ class FeedForward(nn.Module):
             if projection is not None:
                 projection.reset_parameters()
 
-    def forward(
-        self, x: Float[Tensor, "batch time width"]
-    ) -> tuple[Float[Tensor, "batch time width"], dict[str, Tensor]]:
-        """The feed-forward contribution to the residual stream, and the spikes by site."""
-        spikes: dict[str, Tensor] = {}
-        hidden = self._hidden(layer_input(self.encoders, "ffn_in", x, spikes))
-        return spiking_linear(self.down, layer_input(self.encoders, "ffn_mid", hidden, spikes)), spikes
+    def forward(self, x: Float[Tensor, "batch time width"]) -> tuple[Float[Tensor, "batch time width"], Traces]:
+        """The feed-forward contribution to the residual stream, and what its sites leave."""
+        traces: Traces = {}
+        hidden = self._hidden(layer_input(self.encoders, "ffn_in", x, traces))
+        return spiking_linear(self.down, layer_input(self.encoders, "ffn_mid", hidden, traces)), traces
 
     def _hidden(self, given: LayerInput) -> Float[Tensor, "batch time inner"]:
         """What stands between the projections."""

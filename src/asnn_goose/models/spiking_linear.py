@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asnn_goose.spikes.encoder import Spikes
+from asnn_goose.spikes.encoder import SpikeEncoder, Spikes
 
 
 class LayerInput(NamedTuple):
@@ -26,18 +26,44 @@ class LayerInput(NamedTuple):
         return self.values if self.scale is None else self.values * self.scale
 
 
-def layer_input(
-    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], spikes: dict[str, Tensor]
-) -> LayerInput:
-    """What the layers behind a site multiply: its spikes, also put into `spikes`; `x` where nothing encodes it.
+class SiteTrace(NamedTuple):
+    """What a site leaves to be looked at, beside what is computed with it.
 
-    What is put there is for looking at alone: a compiled block would hand back a gradient of zeros for each of them.
+    Attributes:
+        values: Its integer spikes; None where nobody looks. They carry no gradient: a compiled block would hand back
+            one of zeros for each site.
+        events: Mean |value|, with a gradient, where an encoder counts them for an objective.
     """
+
+    values: Tensor | None
+    events: Tensor | None = None
+
+
+Traces = dict[str, SiteTrace]
+"""What the sites of a block leave, by site."""
+
+
+def encode(encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces) -> Spikes:
+    """The spikes of an encoded site, whose trace is put with the others."""
+    encoder = cast(SpikeEncoder, encoders[site])
+    encoded: Spikes = encoder(x)
+    events = encoded.values.abs().mean() if encoder.counts_events else None
+    traces[site] = SiteTrace(encoded.values.detach(), events)
+    return encoded
+
+
+def encode_site(
+    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces
+) -> Float[Tensor, "*batch width"]:
+    """What the site's spikes stand for, as a recurrence reads it; `x` where nothing encodes it."""
+    return encode(encoders, site, x, traces).dense() if site in encoders else x
+
+
+def layer_input(encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces) -> LayerInput:
+    """What the linear layers behind a site multiply: its spikes; `x` where nothing encodes it."""
     if site not in encoders:
         return LayerInput(x)
-    encoded: Spikes = encoders[site](x)
-    spikes[site] = encoded.values.detach()
-    values, scale, amplitude = encoded
+    values, scale, amplitude = encode(encoders, site, x, traces)
     if amplitude is not None and amplitude.ndim:
         values = values * amplitude
     elif amplitude is not None:

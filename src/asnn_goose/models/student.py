@@ -1,6 +1,6 @@
 """The spiking recurrent student: a real transformers model, so save, load and generate are the library's own."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -11,13 +11,13 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from asnn_goose.models.block import GooseBlock, build_encoders, build_norm, run_block
+from asnn_goose.models.block import BlockRunner, GooseBlock, build_encoders, build_norm, run_block
 from asnn_goose.models.cache import RecurrentCache
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.mixers import FeedForward
 from asnn_goose.models.rotary import Tables
-from asnn_goose.models.spiking_linear import LayerInput, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import LayerInput, Traces, layer_input, spiking_linear
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -35,6 +35,8 @@ class GooseOutput(ModelOutput):
         hidden_states: Embedding output, then every block's output, if asked for.
         spikes: For each block a mapping of site to integer spikes [batch time width] in any dtype, and behind them one
             for the head where its input is encoded, if asked for.
+        events: In the same order and by site, the mean |spike| of encoders that count them, with a gradient; None
+            where none does.
         head_input: From the body alone: what the head multiplies, and the factor behind.
     """
 
@@ -44,6 +46,7 @@ class GooseOutput(ModelOutput):
     past_key_values: RecurrentCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     spikes: tuple[dict[str, Tensor], ...] | None = None
+    events: tuple[dict[str, Tensor], ...] | None = None
     head_input: LayerInput | None = None
 
 
@@ -82,7 +85,7 @@ class GooseModel(GoosePreTrainedModel):
         self.norm = build_norm(config)
         self.encoders = nn.ModuleDict(build_encoders(config, {"head_in": config.hidden_size}))
         # What runs a block where gradients are taken: compiled, if a training run asks for it.
-        self.block_runner: Callable[..., tuple[Tensor, dict[str, Tensor]]] = run_block
+        self.block_runner: BlockRunner = run_block
         self.post_init()
 
     def forward(
@@ -116,23 +119,25 @@ class GooseModel(GoosePreTrainedModel):
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
         tables = self._tables(positions, x)
-        hidden_states, spikes = [x], []
+        hidden_states, traces = [x], list[Traces]()
         run = self.block_runner if cache is None and torch.is_grad_enabled() else run_block
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
-            x, block_spikes = run(cast(GooseBlock, block), x, layer_cache, valid, tables, output_spikes)
+            x, block_traces = run(cast(GooseBlock, block), x, layer_cache, valid, tables, output_spikes)
             hidden_states.append(x)
-            spikes.append(block_spikes)
+            traces.append(block_traces)
         self._advance(cache, x, valid)
-        head_spikes: dict[str, Tensor] = {}
-        head_input = layer_input(self.encoders, "head_in", self.norm(x), head_spikes)
-        if head_spikes:
-            spikes.append(head_spikes)
+        head_traces: Traces = {}
+        head_input = layer_input(self.encoders, "head_in", self.norm(x), head_traces)
+        if head_traces:
+            traces.append(head_traces)
+        events = events_by_site(traces)
         return GooseOutput(
             last_hidden_state=head_input.dense(),
             past_key_values=cache if use_cache else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            spikes=tuple(spikes) if output_spikes else None,
+            spikes=spikes_by_site(traces) if output_spikes else None,
+            events=events if any(events) else None,
             head_input=head_input,
         )
 
@@ -246,8 +251,19 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
             past_key_values=body.past_key_values,
             hidden_states=body.hidden_states,
             spikes=body.spikes,
+            events=body.events,
         )
         return output if return_dict in (None, True) else output.to_tuple()
+
+
+def events_by_site(traces: Sequence[Traces]) -> tuple[dict[str, Tensor], ...]:
+    """What encoders that count their spikes have counted in every block, by site."""
+    return tuple({site: trace.events for site, trace in part.items() if trace.events is not None} for part in traces)
+
+
+def spikes_by_site(traces: Sequence[Traces]) -> tuple[dict[str, Tensor], ...]:
+    """The integer spikes of every block by site."""
+    return tuple({site: trace.values for site, trace in part.items() if trace.values is not None} for part in traces)
 
 
 def valid_columns(attention_mask: Tensor | None, columns: int) -> Tensor | None:

@@ -1,32 +1,45 @@
-"""What a transformer computes on the way: its attention layer by layer, and its residual stream between blocks."""
+"""What a transformer computes on the way: its sublayers one by one, and its residual stream between blocks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from asnn_goose.models.anatomy import TeacherBlock, body_blocks
 from asnn_goose.models.teacher import body_hidden_states
 
+Sublayers = Literal["mixers", "feed_forward", "all"]
+"""Attention, in whose place mixers stand, the feed-forward parts, or both."""
+
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """One layer's attention in one forward pass.
+class SublayerRecord:
+    """One sublayer in one forward pass.
 
     Attributes:
-        given: Its normalized input.
-        found: What the heads found, side by side, before the output projection.
-        output: What it added to the residual stream.
+        stream: The residual stream that its norm reads.
+        output: What it added to the stream.
+        found: Of attention, what the heads found, side by side, before the output projection.
     """
 
-    given: Float[Tensor, "batch time width"]
-    found: Float[Tensor, "batch time read"]
+    stream: Float[Tensor, "batch time width"]
     output: Float[Tensor, "batch time width"]
+    found: Float[Tensor, "batch time read"] | None = None
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """The sublayers of one block that were asked for."""
+
+    attention: SublayerRecord | None = None
+    feed_forward: SublayerRecord | None = None
 
 
 def residual_stream(
@@ -54,39 +67,50 @@ def residual_stream(
 
 
 @torch.no_grad()
-def attention_records(
-    model: PreTrainedModel, blocks: Sequence[TeacherBlock], input_ids: Int[Tensor, "batch time"]
-) -> tuple[AttentionRecord, ...]:
+def sublayer_records(
+    model: PreTrainedModel, blocks: Sequence[TeacherBlock], input_ids: Int[Tensor, "batch time"], sublayers: Sublayers
+) -> tuple[BlockRecord, ...]:
     """The records of the given blocks of a teacher, as tensors that a backward pass may keep."""
-    seen: list[dict[str, Tensor]] = [{} for _ in blocks]
-    with _watched(blocks, seen):
+    seen: list[dict[str, dict[str, Tensor]]] = [{} for _ in blocks]
+    with _watched(blocks, seen, sublayers):
         body_hidden_states(model.base_model, input_ids)
-    return tuple(AttentionRecord(**record) for record in seen)
+    return tuple(BlockRecord(**{part: SublayerRecord(**record) for part, record in parts.items()}) for parts in seen)
 
 
 @contextmanager
-def _watched(blocks: Sequence[TeacherBlock], seen: list[dict[str, Tensor]]) -> Iterator[None]:
-    hooks = []
-    for block, record in zip(blocks, seen, strict=True):
-
-        def keep_ends(
-            module: nn.Module, given: Any, named: Any, result: Any, record: dict[str, Tensor] = record
-        ) -> None:
-            """Keep what the attention was given and what it returned."""
-            record["given"] = given[0] if given else named["hidden_states"]
-            record["output"] = result[0] if isinstance(result, tuple) else result
-
-        def keep_middle(module: nn.Module, given: Any, record: dict[str, Tensor] = record) -> None:
-            """Keep what its output projection reads."""
-            record["found"] = given[0]
-
-        hooks.append(block.attention.register_forward_hook(keep_ends, with_kwargs=True))
-        hooks.append(_output_projection(block.attention).register_forward_pre_hook(keep_middle))
+def _watched(
+    blocks: Sequence[TeacherBlock], seen: list[dict[str, dict[str, Tensor]]], sublayers: Sublayers
+) -> Iterator[None]:
+    hooks: list[RemovableHandle] = []
+    for block, parts in zip(blocks, seen, strict=True):
+        if sublayers != "feed_forward":
+            hooks += _watch(block.mixer_norm, block.attention, parts.setdefault("attention", {}))
+            middle = partial(_keep_first, parts["attention"], "found")
+            hooks.append(_output_projection(block.attention).register_forward_pre_hook(middle))
+        if sublayers != "mixers":
+            hooks += _watch(block.feed_forward_norm, block.down, parts.setdefault("feed_forward", {}))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _watch(norm: nn.Module, last: nn.Module, record: dict[str, Tensor]) -> list[RemovableHandle]:
+    """Hooks that keep what a sublayer's norm is given and what its last module returns."""
+
+    def keep_output(module: nn.Module, given: Any, result: Any) -> None:
+        """Keep what was returned, which attention accompanies with its weights."""
+        record["output"] = result[0] if isinstance(result, tuple) else result
+
+    return [
+        norm.register_forward_pre_hook(partial(_keep_first, record, "stream")),
+        last.register_forward_hook(keep_output),
+    ]
+
+
+def _keep_first(record: dict[str, Tensor], name: str, module: nn.Module, given: Any) -> None:
+    record[name] = given[0]
 
 
 def _output_projection(attention: Any) -> nn.Module:

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from asnn_goose.kernels.reference import recorded_scan
-from asnn_goose.models.mixers import MixerMemory, MixerOutput, encode_site, shift_tokens
+from asnn_goose.models.mixers import MixerMemory, MixerOutput, shift_tokens
 from asnn_goose.models.recurrence import ScanBackend, linear_scan
 from asnn_goose.models.rotary import Tables
-from asnn_goose.models.spiking_linear import layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import Traces, encode_site, layer_input, spiking_linear
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 # The recorded notebooks start every channel at sigmoid(-0.5) = 0.3775: nine tenths of a state is gone after 2.4 tokens.
@@ -111,13 +111,13 @@ class WkvMixer(nn.Module):
         key = self.key(torch.lerp(previous, x, self.mix_key))
         value = self.value(torch.lerp(previous, x, self.mix_value))
         receptance = torch.sigmoid(self.receptance(torch.lerp(previous, x, self.mix_receptance)))
-        spikes: dict[str, Tensor] = {}
-        key = encode_site(self.encoders, "k", key, spikes)
-        value = encode_site(self.encoders, "v", value, spikes)
+        traces: Traces = {}
+        key = encode_site(self.encoders, "k", key, traces)
+        value = encode_site(self.encoders, "v", value, traces)
         states, final_state = self._scan(key, value, memory.state, valid)
-        out = layer_input(self.encoders, "mixer_out", states.to(x.dtype), spikes)
+        out = layer_input(self.encoders, "mixer_out", states.to(x.dtype), traces)
         residual: Tensor = receptance * spiking_linear(self.output, out)
-        return MixerOutput(residual, MixerMemory(final_state, shift), spikes)
+        return MixerOutput(residual, MixerMemory(final_state, shift), traces)
 
     def _scan(self, key: Tensor, value: Tensor, state: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         decay = torch.sigmoid(self.decay_logit.to(state.dtype))

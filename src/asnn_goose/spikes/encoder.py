@@ -3,6 +3,8 @@
 With theta = clamp(alpha * mean|x|, 0.01, 10) per token over channels, step = 2 * theta and z = x / step,
 values = sign(z) * min(D, floor(|z| + 1/2)). For D = 1 this is +1 above theta, -1 below -theta, else 0.
 A binary encoder leaves out what is negative: values = min(D, max(0, floor(z + 1/2))), for D = 1 either 0 or 1.
+A quantized one, the twin for comparison, rounds to as many levels with a step that follows the token's largest |x|, as
+activations are usually quantized: theta = clamp(alpha * max|x| / (2 D), 0.01, 10).
 The threshold looks at one token alone: a token's spikes depend neither on its batch nor on its future.
 """
 
@@ -26,7 +28,7 @@ LEAST_WORTHWHILE = {"cpu": 8_192, "cuda": 262_144}
 # Channels that the GPU's kernel keeps in registers.
 WIDEST_ON_GPU = 8_192
 
-Kind = Literal["ternary", "binary"]
+Kind = Literal["ternary", "binary", "quantized"]
 Amplitude = Literal["none", "scalar", "channel", "group", "asymmetric"]
 Scale = Literal["none", "token"]
 
@@ -64,7 +66,8 @@ class SpikeEncoder(nn.Module):
             or one for positive and one for negative spikes (trained ternary quantization, Zhu et al. 2017).
         scale: `token` multiplies by the quantization step, `none` leaves unit spikes.
         surrogate: Stand-in derivative of the staircase.
-        kind: `ternary` spikes have both signs, `binary` ones are not negative.
+        kind: `ternary` spikes have both signs, `binary` ones are not negative; `quantized` takes its step from the
+            token's largest magnitude.
         group_channels: Channels of a group; the last group may have fewer.
         store_alpha: Whether alpha is one of the weights even if it does not learn, so that each layer may have its own.
 
@@ -102,6 +105,11 @@ class SpikeEncoder(nn.Module):
             "scalar": (), "channel": (width,), "group": (groups,), "asymmetric": (2,)
         }  # fmt: skip
         self.amplitude = nn.Parameter(torch.empty(shape[amplitude])) if amplitude != "none" else None
+        # From 0, where the activations pass as they are, to 1, where they are spikes; None is 1 as well.
+        self.hardness: Tensor | None
+        self.register_buffer("hardness", None, persistent=False)
+        # Whether an objective is to see how much it spikes.
+        self.counts_events = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -121,7 +129,14 @@ class SpikeEncoder(nn.Module):
 
     def quantize(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The integer spikes of a normalized activation, without a gradient."""
-        return staircase(z if self.kind == "ternary" else z.clamp_min(0.0), self.levels)
+        return staircase(z.clamp_min(0.0) if self.kind == "binary" else z, self.levels)
+
+    def step(self, x: Float[Tensor, "*batch width"], alpha: float | Tensor) -> Float[Tensor, "*batch 1"]:
+        """The quantization step of each token for a threshold factor, without a gradient to the activations."""
+        size = x.detach().abs()
+        if self.kind == "quantized":
+            return token_step(alpha, size.amax(dim=-1, keepdim=True) / (2 * self.levels))
+        return token_step(alpha, size.mean(dim=-1, keepdim=True))
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Spikes:
         """Spikes of the activations; statistics and thresholds are computed in at least float32."""
@@ -138,12 +153,16 @@ class SpikeEncoder(nn.Module):
             # transformers loads every weight as one that learns.
             held = isinstance(self.alpha, nn.Parameter) and not self.learns_alpha
             alpha = cast(nn.Parameter, self.alpha).detach() if held else self.alpha
-            step = token_step(alpha, x.detach().abs().mean(dim=-1, keepdim=True))
+            step = self.step(x, alpha)
             if self.surrogate.kind == "recorded_ste":
                 step = step.detach()
                 values = self._recorded_values(x, step)
             else:
-                values = _Staircase.apply(x / step, self.levels, self.surrogate, self.kind == "ternary")
+                z = x / step
+                values = _Staircase.apply(z, self.levels, self.surrogate, self.kind != "binary")
+                if self.hardness is not None:
+                    # Exactly the spikes at 1, exactly the activations at 0.
+                    values = torch.lerp(z, values, self.hardness.to(z.dtype))
         return Spikes(values, step if self.scale == "token" else None, self._factor(values))
 
     def _factor(self, values: Tensor) -> Tensor | None:
@@ -161,7 +180,7 @@ class SpikeEncoder(nn.Module):
         its own would be a pass over memory more.
         """
         surrogate = self.kind == "ternary" and self.surrogate.kind in ("clipped_ste", "ste")
-        written = surrogate and not isinstance(self.alpha, nn.Parameter)
+        written = surrogate and not isinstance(self.alpha, nn.Parameter) and self.hardness is None
         if not written or torch.compiler.is_compiling() or x.numel() < LEAST_WORTHWHILE.get(x.device.type, math.inf):
             return None
         if not x.is_cuda:

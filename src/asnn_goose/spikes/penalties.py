@@ -1,6 +1,7 @@
 """What an objective may add to keep encoders in shape; each is 0 where nothing is wrong."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,12 +27,28 @@ def threshold_collapse(encoders: Iterable[SpikeEncoder], least_alpha: float) -> 
     return _mean([(least_alpha - alpha).clamp_min(0.0).square() for alpha in learned])
 
 
-def excess_activity(values: Float[Tensor, "*batch width"], most_events: float) -> Float[Tensor, ""]:
-    """max(0, mean |value| - most_events): events per activation beyond those wanted.
+def excess_activity(
+    events: Sequence[Mapping[str, Float[Tensor, ""]]],
+    wanted: Mapping[str, float],
+    form: Literal["hinge", "l1"] = "hinge",
+) -> Float[Tensor, ""]:
+    """The sum over the wanted sites of max(0, events - wanted), or of the events themselves, averaged over blocks.
 
-    Differentiable by what was encoded through the surrogate, but for values of 0: a silent channel stays silent.
+    Events are mean |spike|, as `SpikeEncoder.counts_events` gives them. They are differentiable by what was encoded
+    through the surrogate, and by alpha, but not where a spike is 0: what is silent stays silent.
+
+    Args:
+        events: Of each block, by site.
+        wanted: Events per activation that each site should not exceed.
+        form: `hinge` or `l1`.
     """
-    return (values.abs().mean() - most_events).clamp_min(0.0)
+    parts = []
+    for site, limit in wanted.items():
+        found = [block[site] for block in events if site in block]
+        if found:
+            seen = torch.stack(found)
+            parts.append((seen if form == "l1" else (seen - limit).clamp_min(0.0)).mean())
+    return torch.stack(parts).sum() if parts else torch.zeros(())
 
 
 def _mean(parts: list[Tensor]) -> Tensor:

@@ -1,54 +1,82 @@
-"""Layer-local alignment: every mixer learns its teacher's attention at once, from one teacher forward.
+"""Layer-local alignment: every sublayer learns its teacher's at once, from one teacher forward.
 
-Each mixer is fed what the attention it replaces was fed, so errors of earlier layers do not reach it and no gradient
-crosses layers (stage A of RADLADS, arXiv 2505.03005, with squared errors relative to the teacher's).
+Each mixer is fed what the attention it replaces was fed, each feed-forward part what its teacher's was, so errors of
+earlier layers do not reach it and no gradient crosses layers (stage A of RADLADS, arXiv 2505.03005, with squared errors
+relative to the teacher's). A sublayer whose inputs have begun to spike learns by it to do with spikes what it did.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from asnn_goose.models.goose_mixer import GooseMixer
+from asnn_goose.models.block import GooseBlock
 from asnn_goose.models.mixers import MixerOutput
+from asnn_goose.models.spiking_linear import Traces
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import AttentionRecord
+from asnn_goose.models.sublayers import BlockRecord, SublayerRecord
 from asnn_goose.training.step import SMALLEST_POWER, StepRecord
 
 
-def run_mixer(mixer: GooseMixer, given: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-    """A mixer's output as a plain function, which is compiled once and then serves all layers."""
-    mixed: MixerOutput = mixer(given)
+def run_mixer(block: GooseBlock, stream: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+    """What a block's mixer adds to the stream, as a plain function, which is compiled once and then serves all."""
+    mixed: MixerOutput = block.mixer(block.mixer_norm(stream))
     return mixed.residual
+
+
+def run_feed_forward(block: GooseBlock, stream: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+    """What a block's feed-forward part adds to the stream, likewise."""
+    found: tuple[Tensor, Traces] = block.feed_forward(block.feed_forward_norm(stream))
+    return found[0]
+
+
+Runner = Callable[[GooseBlock, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SublayerRunners:
+    """What runs a block's sublayers; compiled forms take the plain ones' place."""
+
+    mixer: Runner = run_mixer
+    feed_forward: Runner = run_feed_forward
 
 
 class AlignmentStep(nn.Module):
     """Student and alignment together, in the shape that the loop expects of a step.
 
     Args:
-        student: The model whose mixers learn; nothing else of it takes part.
-        runner: What runs a mixer; `run_mixer`, or its compiled form.
+        student: The model whose sublayers learn; nothing else of it takes part.
+        runners: What runs them.
     """
 
-    def __init__(self, student: GooseForCausalLM, runner: Callable[[GooseMixer, Tensor], Tensor] = run_mixer) -> None:
+    def __init__(self, student: GooseForCausalLM, runners: SublayerRunners | None = None) -> None:
         super().__init__()
         self.student = student
-        self.runner = runner
+        self.runners = runners or SublayerRunners()
 
-    def forward(self, input_ids: Int[Tensor, "batch time"], records: Sequence[AttentionRecord]) -> StepRecord:
-        """The sum over tokens of each layer's relative squared error, averaged over layers.
+    def forward(self, input_ids: Int[Tensor, "batch time"], records: Sequence[BlockRecord]) -> StepRecord:
+        """The sum over tokens of each recorded sublayer's relative squared error, averaged over sublayers.
 
-        An error is relative to the mean square of the layer's attention over the micro-batch.
+        An error is relative to the mean square of the teacher's sublayer over the micro-batch.
         """
         tokens = input_ids.numel()
-        errors = []
-        for mixer, record in zip(self.student.model.mixers(), records, strict=True):
-            goose = cast(GooseMixer, mixer)
-            residual = self.runner(goose, record.given.to(goose.head_norm.dtype))
-            target = record.output.float()
-            power = target.square().mean().clamp_min(SMALLEST_POWER)
-            errors.append((residual.float() - target).square().mean() / power)
+        errors = [self._error(*work) for work in self._recorded(records)]
         error = torch.stack(errors).mean()
         return StepRecord(loss=error * tokens, tokens=tokens, means={"relative_error": error.detach()})
+
+    def _recorded(self, records: Sequence[BlockRecord]) -> Iterator[tuple[GooseBlock, Runner, SublayerRecord]]:
+        for module, record in zip(self.student.model.layers, records, strict=True):
+            block = cast(GooseBlock, module)
+            if record.attention is not None:
+                yield block, self.runners.mixer, record.attention
+            if record.feed_forward is not None:
+                yield block, self.runners.feed_forward, record.feed_forward
+
+    def _error(self, block: GooseBlock, runner: Runner, record: SublayerRecord) -> Tensor:
+        residual = runner(block, record.stream.to(block.feed_forward.up.weight.dtype))
+        target = record.output.float()
+        power = target.square().mean().clamp_min(SMALLEST_POWER)
+        return (residual.float() - target).square().mean() / power

@@ -159,6 +159,7 @@ class TrainingLoop:
         started = time.perf_counter()
         feed, stage = self.feed, self.stage
         done = self.state.step - self.state.stage_start
+        self.work.hardness.reach(done)
         set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
         factor, batches = self.accelerator.num_processes / stage.tokens_per_step, stage.accumulation
         means: list[dict[str, Any]] = [
@@ -268,12 +269,14 @@ class TrainingLoop:
 
     def _evaluate(self, progress: ProgressLine) -> float:
         material, rows = self.material, self.training.rows
+        self.work.hardness.reach(self.state.step - self.state.stage_start)
         result = self.step.look(student_perplexity, material.student, material.windows, rows)
         perplexity = self._evaluated = result.perplexity
         self._append_metrics(evaluation_perplexity=perplexity, evaluation_loss_nats=result.loss_nats)
         ratio = perplexity / self.material.teacher_perplexity
         progress.say(f"step {self.state.step}: evaluation perplexity {perplexity:,.2f}, {ratio:,.3g}x the teacher's")
-        if not math.isfinite(perplexity):
+        # What is not yet all spikes is no candidate for the best.
+        if not (math.isfinite(perplexity) and self.work.hardness.complete):
             return perplexity
         stopping, reference = self.training.early_stopping, self.state.stopping_perplexity
         if reference is None or stopping is None or perplexity < reference - stopping.min_delta:

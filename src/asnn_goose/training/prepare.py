@@ -21,7 +21,7 @@ from asnn_goose.models.calibration import (
 )
 from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import AttentionRecord, attention_records
+from asnn_goose.models.sublayers import BlockRecord, sublayer_records
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distributed import from_main, is_main_process
@@ -74,10 +74,11 @@ def calibrate_student(
         return
     rows = -(-(tokens or ENCODER_TOKENS) // window)
     batch = BatchPlan(text.rows(window), rows, recipe.training.seed).batch(0).to(accelerator.device)
-    records: tuple[AttentionRecord, ...] = ()
+    records: tuple[BlockRecord, ...] = ()
     if tokens:
         with console.status("fitting timescales and gains to the teacher's attention"):
-            records = attention_records(material.teacher.model, replaced_blocks(recipe, material.teacher), batch)
+            blocks = replaced_blocks(recipe, material.teacher)
+            records = sublayer_records(material.teacher.model, blocks, batch, "mixers")
             with dense_encoders(student) if searched else nullcontext():
                 calibrate_from_attention(student, records)
     if searched:

@@ -8,9 +8,28 @@ from torch import nn
 
 from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
-from asnn_goose.config_training import DistillStage, Objective, Stage, StageExit, TrainingBySteps, TrainingOptions
+from asnn_goose.config_training import (
+    AlignStage,
+    DistillStage,
+    Objective,
+    SpikeRamp,
+    Stage,
+    StageExit,
+    TrainingBySteps,
+    TrainingOptions,
+)
+from asnn_goose.errors import ConfigError
 from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.models.sublayers import Sublayers
 from asnn_goose.spikes.encoder import SpikeEncoder
+
+
+@dataclass(frozen=True)
+class RampPlan:
+    """Sites that rise together, place by place, and the steps that all of them take."""
+
+    places: tuple[tuple[str, ...], ...]
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -23,6 +42,7 @@ class StagePlan:
         kind: `align` or `distill`.
         steps: Optimizer steps of its budget.
         train: Which weights it trains.
+        sublayers: Those that `align` aligns.
         batch_size: Rows a micro-batch holds on each process.
         window: Tokens a row holds.
         part_weights: Weights of a mixture's parts in place of its own, or None.
@@ -32,13 +52,16 @@ class StagePlan:
         copied_learning_rate: Peak for weights taken over from the teacher.
         objective: What is minimized; unused by `align`.
         exit: What ends it early.
+        ramp: Which sites become spikes, and how fast.
+        dense: Sites that a later stage raises.
     """
 
     index: int
     name: str
     kind: Literal["align", "distill"]
     steps: int
-    train: Literal["all", "mixers", "new"]
+    train: Literal["all", "mixers", "sublayers", "new"]
+    sublayers: Sublayers
     batch_size: int
     window: int
     part_weights: tuple[float, ...] | None
@@ -48,6 +71,8 @@ class StagePlan:
     copied_learning_rate: float
     objective: Objective
     exit: StageExit | None
+    ramp: RampPlan | None = None
+    dense: frozenset[str] = frozenset()
 
     @property
     def rows_per_step(self) -> int:
@@ -66,7 +91,11 @@ class StagePlan:
 
 
 def plan_stages(recipe: Recipe, processes: int) -> tuple[StagePlan, ...]:
-    """The run's stages in order; a recipe without stages has one that distills into all weights."""
+    """The run's stages in order; a recipe without stages has one that distills into all weights.
+
+    Raises:
+        ConfigError: A ramp is longer than its stage.
+    """
     stages: tuple[Stage, ...] = recipe.stages or (DistillStage(share=1.0),)
     whole = sum(stage.share for stage in stages)
     return tuple(_settled(index, stage, stage.share / whole, recipe, processes) for index, stage in enumerate(stages))
@@ -79,12 +108,15 @@ def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: 
     rate = stage.learning_rate or training.learning_rate
     rows = batch_size * training.accumulation * processes
     objective = stage.objective if isinstance(stage, DistillStage) else None
+    steps = stage_steps(training, share, rows * window)
+    later = [other.ramp for other in recipe.stages[index + 1 :] if other.ramp is not None]
     return StagePlan(
         index=index,
         name=stage.name,
         kind=stage.kind,
-        steps=stage_steps(training, share, rows * window),
+        steps=steps,
         train=stage.train,
+        sublayers=stage.sublayers if isinstance(stage, AlignStage) else "mixers",
         batch_size=batch_size,
         window=window,
         part_weights=stage.part_weights,
@@ -94,7 +126,24 @@ def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: 
         copied_learning_rate=stage.copied_learning_rate or training.copied_learning_rate or rate,
         objective=objective or recipe.objective,
         exit=stage.exit,
+        ramp=None if stage.ramp is None else planned_ramp(stage.ramp, stage.name, steps, rows * window),
+        dense=frozenset(site for ramp in later for place in ramp.places for site in place),
     )
+
+
+def planned_ramp(ramp: SpikeRamp, stage: str, steps: int, tokens_per_step: int) -> RampPlan:
+    """A ramp in steps.
+
+    Raises:
+        ConfigError: It is longer than its stage.
+    """
+    rising = steps if ramp.tokens is None else math.ceil(ramp.tokens / tokens_per_step)
+    if rising > steps:
+        raise ConfigError(
+            f"the ramp of stage {stage} takes {ramp.tokens:,} tokens, which is longer than the stage with "
+            f"{steps * tokens_per_step:,}: give ramp.tokens={steps * tokens_per_step} or fewer, or raise the budget"
+        )
+    return RampPlan(ramp.places, rising)
 
 
 def stage_steps(training: TrainingOptions, share: float, tokens_per_step: int) -> int:
@@ -139,13 +188,14 @@ def new_mixer_parameters(student: GooseForCausalLM, attention_is_copied: bool) -
     }
 
 
-def trained_parameters(
-    student: GooseForCausalLM, train: Literal["all", "mixers", "new"], copied: set[nn.Parameter]
-) -> set[nn.Parameter]:
+def trained_parameters(student: GooseForCausalLM, plan: StagePlan, copied: set[nn.Parameter]) -> set[nn.Parameter]:
     """The weights that a stage trains; threshold factors that do not learn are none of them."""
     encoders = [module for module in student.modules() if isinstance(module, SpikeEncoder)]
     held = {part.alpha for part in encoders if isinstance(part.alpha, nn.Parameter) and not part.learns_alpha}
-    if train == "all":
+    if plan.train == "all":
         return set(student.parameters()) - held
-    mixers = {parameter for mixer in student.model.mixers() for parameter in mixer.parameters()}
-    return mixers - held - (copied if train == "new" else set())
+    # A stage that distills into less than all weights trains its mixers.
+    names = {"mixers": ("mixer",), "feed_forward": ("feed_forward",), "all": ("mixer", "feed_forward")}[plan.sublayers]
+    parts = [block.get_submodule(name) for block in student.model.layers for name in names]
+    chosen = {parameter for part in parts for parameter in part.parameters()}
+    return chosen - held - (copied if plan.train == "new" else set())

@@ -12,6 +12,7 @@ from asnn_goose.config_training import Objective
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.kernels.kd_loss import distillation_sums
 from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.training.spike_terms import SpikePenalties
 
 IGNORED = -100
 SMALLEST_POWER = 1e-12
@@ -71,6 +72,7 @@ class DistillationStep(nn.Module):
         self.chunk_tokens = objective.chunk_tokens
         self.hidden_weight = objective.hidden_alignment.weight if objective.hidden_alignment else None
         self._error = error or channel_error
+        self._penalties = SpikePenalties(student, objective)
 
     def forward(self, input_ids: Int[Tensor, "batch time"], teacher: TeacherView) -> StepRecord:
         """Loss sums of one micro-batch of full rows.
@@ -111,6 +113,9 @@ class DistillationStep(nn.Module):
             error = torch.stack([self._error(state, target) for state, target in blocks]).mean()
             means["hidden_error"] = error.detach()
             loss = loss + self.hidden_weight * tokens * error
+        for name, weight, penalty in self._penalties.of(found.events):
+            means[name] = penalty.detach()
+            loss = loss + weight * tokens * penalty
         return StepRecord(loss=loss, tokens=tokens, means=means)
 
 

@@ -20,13 +20,15 @@ from asnn_goose.models.block import recomputed, run_block
 from asnn_goose.models.compiling import compile_or_fall_back
 from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.student import GooseForCausalLM
-from asnn_goose.models.sublayers import attention_records, residual_stream
+from asnn_goose.models.sublayers import residual_stream, sublayer_records
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
-from asnn_goose.training.align import AlignmentStep, run_mixer
+from asnn_goose.training.align import AlignmentStep, SublayerRunners, run_feed_forward, run_mixer
 from asnn_goose.training.hidden_cache import HiddenCache
 from asnn_goose.training.optimizer import build_optimizer
+from asnn_goose.training.ramp import Hardness
 from asnn_goose.training.sharding import ShardedStudent
+from asnn_goose.training.spike_terms import watch_activity
 from asnn_goose.training.stages import StagePlan, copied_parameters, trained_parameters
 from asnn_goose.training.step import DistillationStep, TeacherView, channel_error
 
@@ -57,6 +59,7 @@ class StageWork:
         module: The differentiable step, not yet wrapped: token ids and what `observe` gives, to loss sums.
         observe: What the step wants to see of the teacher on given token ids.
         optimizer: Over the weights that the stage trains.
+        hardness: How far the student's sites have become spikes.
         cache: What keeps the teacher's last hidden states, if the recipe asks for it.
     """
 
@@ -65,6 +68,7 @@ class StageWork:
     module: nn.Module
     observe: Callable[[Tensor], Any]
     optimizer: AdamW
+    hardness: Hardness
     cache: HiddenCache | None = None
 
     def see(self, batch: Batch) -> Any:
@@ -95,19 +99,19 @@ def build_work(
     """
     student, teacher = material.student, material.teacher
     copied = copied_parameters(student, recipe)
-    trained = trained_parameters(student, plan.train, copied)
+    trained = trained_parameters(student, plan, copied)
     for parameter in student.parameters():
         parameter.requires_grad_(parameter in trained)
+    watch_activity(student, plan.objective if plan.kind == "distill" else None)
     module: nn.Module
     observe: Callable[[Tensor], Any]
     compiled = recipe.training.compile
     if plan.kind == "align":
-        runner = compile_or_fall_back(run_mixer, "mixer", dynamic=False) if compiled else run_mixer
-        module = AlignmentStep(student, runner)
+        module = AlignmentStep(student, compiled_runners() if compiled else SublayerRunners())
 
         def observe(ids: Tensor) -> Any:
-            """The teacher's attention, given and found."""
-            return attention_records(teacher.model, replaced, ids)
+            """The teacher's sublayers, what they were given and gave."""
+            return sublayer_records(teacher.model, replaced, ids, plan.sublayers)
     else:
         runner = compile_or_fall_back(run_block, "student", dynamic=False) if compiled else run_block
         student.model.block_runner = recomputed(runner) if recipe.training.activation_checkpointing else runner
@@ -119,8 +123,18 @@ def build_work(
         )
 
     optimizer = build_optimizer(module, recipe.training, plan, copied)
+    hardness = Hardness(student, plan)
     cached = recipe.teacher.hidden_cache and plan.kind == "distill"
-    return StageWork(plan, batches, module, observe, optimizer, hidden_cache(teacher, batches) if cached else None)
+    cache = hidden_cache(teacher, batches) if cached else None
+    return StageWork(plan, batches, module, observe, optimizer, hardness, cache)
+
+
+def compiled_runners() -> SublayerRunners:
+    """Compiled forms of what runs a sublayer alone."""
+    return SublayerRunners(
+        compile_or_fall_back(run_mixer, "mixer", dynamic=False),
+        compile_or_fall_back(run_feed_forward, "feed-forward part", dynamic=False),
+    )
 
 
 def hidden_cache(teacher: Teacher, batches: BatchPlan) -> HiddenCache:

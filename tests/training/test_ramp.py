@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from asnn_goose.config import Recipe
+from asnn_goose.config_student import GooseStudent, Spikes
+from asnn_goose.evaluation.student import site_encoders
+from asnn_goose.models.build import build_student
+from asnn_goose.models.calibration import dense_encoders
+from asnn_goose.training.ramp import Hardness
+from asnn_goose.training.stages import plan_stages
+
+
+@pytest.fixture
+def student(teacher):
+    options = Spikes(sites="all", amplitude="none", scale="token")
+    return build_student(GooseStudent(mixer="goose", keep_layers=2), options, teacher, 0)
+
+
+def plans(*ramps):
+    stages = [{"kind": "distill", "name": f"s{i}", "share": 1, "ramp": ramp} for i, ramp in enumerate(ramps)]
+    fields = {
+        "data": {"name": "pocket"}, "teacher": {"name": "pocket"}, "student": {"mixer": "goose"},
+        "spikes": {"sites": "all", "scale": "token"}, "stages": stages,
+        "training": {"steps": 8 * len(stages), "batch_size": 2, "window": 16},
+    }  # fmt: skip
+    return plan_stages(Recipe.model_validate(fields, strict=False), 1)
+
+
+def hardness_of(student, site):
+    (found,) = {
+        None if encoder.hardness is None else float(encoder.hardness)
+        for name, encoder in site_encoders(student).items()
+        if name.split(".")[1] == site
+    }
+    return found
+
+
+def test_sites_rise_one_after_another_and_those_of_later_stages_stay_dense(student):
+    first, second = plans({"sites": ["ffn_in", ["ffn_mid", "k"]]}, {"sites": ["v"], "tokens": 2 * 2 * 16})
+    hardness = Hardness(student, first)
+    seen = {done: hardness.reach(done) or [hardness_of(student, site) for site in ("ffn_in", "k", "v", "mixer_in")]
+            for done in (0, 2, 4, 6, 8)}  # fmt: skip
+    assert seen == {
+        0: [0.0, 0.0, 0.0, None], 2: [0.5, 0.0, 0.0, None], 4: [1.0, 0.0, 0.0, None], 6: [1.0, 0.5, 0.0, None],
+        8: [1.0, 1.0, 0.0, None],
+    }  # fmt: skip
+    assert not hardness.complete
+    hardness = Hardness(student, second)
+    hardness.reach(1)
+    assert [hardness_of(student, site) for site in ("ffn_in", "k", "v")] == [None, None, 0.5]
+    assert not hardness.complete
+    hardness.reach(2)
+    assert hardness.complete
+    assert Hardness(student, plans(None)[0]).complete
+
+
+@pytest.mark.parametrize("steps", range(1, 40))
+def test_a_ramp_ends_exactly_at_one(student, steps):
+    (plan,) = plans({"sites": ["ffn_in", "ffn_mid", "mixer_out"]})
+    object.__setattr__(plan.ramp, "steps", steps)
+    hardness = Hardness(student, plan)
+    hardness.reach(steps)
+    assert hardness.complete
+
+
+def test_at_0_the_student_is_dense_and_at_1_it_spikes(student):
+    (plan,) = plans({"sites": ["ffn_in", "ffn_mid", "mixer_in", "gate_mid", "mixer_out", "k", "v"]})
+    student.double().eval()
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        spiking = student(ids).logits
+        with dense_encoders(student):
+            dense = student(ids).logits
+        hardness = Hardness(student, plan)
+        torch.testing.assert_close(student(ids).logits, dense, rtol=1e-9, atol=1e-9)
+        hardness.reach(plan.ramp.steps)
+        assert torch.equal(student(ids).logits, spiking)
+        assert not torch.allclose(spiking, dense, rtol=1e-3, atol=1e-3)
+
+
+def test_a_site_the_student_has_not_takes_no_time(teacher):
+    wkv = build_student(GooseStudent(mixer="goose", gate_rank=0), Spikes(sites="all", scale="token"), teacher, 0)
+    (plan,) = plans({"sites": ["gate_mid", "ffn_in"]})
+    hardness = Hardness(wkv, plan)
+    hardness.reach(4)
+    assert hardness_of(wkv, "ffn_in") == 0.5
