@@ -68,6 +68,8 @@ class GooseStudent(Section):
     """Taps of the causal convolution behind r, k and v; 1 is none."""
     gate_rank: int = Field(default=32, ge=0)
     """Rank of the output gate; 0 is no gate."""
+    output_norm: bool = False
+    """Normalize what the last projection of each sublayer reads (an RMS norm, as SubLN of BitNet b1.58 has it)."""
     calibration_tokens: int = Field(default=16384, ge=0)
     """Tokens of training text on which rates, gains and output projections are fitted to attention; 0 fits none."""
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"

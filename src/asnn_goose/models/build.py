@@ -130,6 +130,7 @@ def goose_config(
         rotary_scaling=heads.rotary_scaling,
         convolution=student.convolution,
         gate_rank=student.gate_rank,
+        output_norm=student.output_norm,
         scan_backend=student.backend,
         tie_word_embeddings=anatomy.tie_head,
         **_common_fields(spikes, teacher),

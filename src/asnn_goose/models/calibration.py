@@ -90,6 +90,41 @@ def calibrate_encoders(student: GooseForCausalLM, input_ids: Int[Tensor, "batch 
         cast(nn.Parameter, encoder.alpha).copy_(best_alpha(error))
 
 
+def output_norms(student: GooseForCausalLM) -> list[nn.RMSNorm]:
+    """The norms before sublayers' last projections, where the student has them."""
+    named = student.model.layers.named_modules()
+    return [cast(nn.RMSNorm, module) for name, module in named if name.endswith(".output_norm")]
+
+
+@torch.no_grad()
+def fit_output_norms(student: GooseForCausalLM, input_ids: Int[Tensor, "batch time"]) -> None:
+    """Set the gains of norms before last projections to what brings these nearest to reading what they did without.
+
+    With n = x / rms(x): the least-squares gain of each channel, sum(x n) / sum(n^2), on the dense student's x as it is
+    without such norms.
+    """
+    sums: dict[nn.Module, Tensor] = {}
+
+    def pass_on(norm: Any, given: tuple[Tensor], result: Tensor) -> Tensor:
+        """What came in; its moments are added to those of the batches before."""
+        x = given[0].flatten(0, 1).double()
+        normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + norm.eps)
+        moments = torch.stack([(x * normed).sum(dim=0), normed.square().sum(dim=0)])
+        sums[norm] = sums[norm] + moments if norm in sums else moments
+        return given[0]
+
+    hooks = [norm.register_forward_hook(pass_on) for norm in output_norms(student)]
+    try:
+        with dense_encoders(student):
+            for part in input_ids[: max(1, ENCODER_TOKENS // input_ids.shape[1])].split(ENCODER_ROWS):
+                student.model(input_ids=part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm, (products, squares) in sums.items():
+        cast(nn.RMSNorm, norm).weight.copy_(products / squares.clamp_min(EPSILON))
+
+
 def calibrated_encoders(student: GooseForCausalLM) -> list[SpikeEncoder]:
     """The encoders whose threshold factor is searched for."""
     return [encoder for encoder, _ in encoded_inputs(student) if encoder.stores_alpha]
