@@ -53,7 +53,8 @@ def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(smal
     recipe = Recipe.model_validate(fields, strict=False)
     outcome = distill(recipe, run_folder(recipe), quiet_console)
     spikes = outcome.results.spikes
-    assert spikes.spike_fed_mac_share == 1.0
+    assert spikes.spike_fed_mac_share == spikes.measured_spike_fed_mac_share == 1.0
+    assert outcome.results.checks[-1].passed
     assert len(spikes.layers) == 2 * 7 + 1
     loaded = GooseForCausalLM.from_pretrained(outcome.folder.model)
     for name, encoder in site_encoders(loaded).items():

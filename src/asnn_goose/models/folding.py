@@ -3,6 +3,7 @@
 With a factor a_c for each channel c of a site: W (a * s) = (W diag(a)) s.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import cast
 
@@ -31,6 +32,15 @@ def fold_amplitudes(student: GooseForCausalLM) -> None:
         for layer in readers:
             layer.weight.mul_(amplitude.to(layer.weight.dtype))
         nn.init.ones_(encoder.amplitude)
+
+
+def folded(student: GooseForCausalLM) -> GooseForCausalLM:
+    """The student with its amplitudes in the weights: a copy, or itself where there is nothing to move."""
+    if all(encoder.channel_amplitude() is None for encoder, _ in encoded_inputs(student)):
+        return student
+    moved = copy.deepcopy(student)
+    fold_amplitudes(moved)
+    return moved
 
 
 def encoded_inputs(student: GooseForCausalLM) -> Iterator[tuple[SpikeEncoder, list[nn.Linear]]]:
