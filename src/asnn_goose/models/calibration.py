@@ -31,7 +31,8 @@ ERASE_RATES = (0.02, 0.1, 0.3, 0.7)
 GRID_TOKENS = 2048
 """Tokens on which the grid is searched; the regressions take all."""
 RIDGE = 0.1
-"""How strongly the copied output projection holds, as a multiple of the mean square of what it reads."""
+"""How strongly the output projection that is there holds, at first the copied one, as a multiple of the mean square of
+what it reads."""
 EPSILON = 1e-12
 ENCODER_TOKENS = 4096
 """Tokens on which thresholds are searched for."""
@@ -47,6 +48,14 @@ def calibrate_from_attention(student: GooseForCausalLM, records: Sequence[Attent
 
 
 @torch.no_grad()
+def calibrate_outputs(student: GooseForCausalLM, records: Sequence[AttentionRecord]) -> None:
+    """Fit every mixer's output projection anew, to what it reads by now; nothing else changes."""
+    for mixer, record in zip(student.model.mixers(), records, strict=True):
+        goose = cast(GooseMixer, mixer)
+        _fit_output(goose, goose.read(record.given.to(goose.head_norm.dtype)), record.output)
+
+
+@torch.no_grad()
 def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
     """Set one mixer's decay, erase rate, gain and output projection; its input-dependent parts stay as they are."""
     dtype = mixer.head_norm.dtype
@@ -56,9 +65,7 @@ def calibrate_mixer(mixer: GooseMixer, record: AttentionRecord) -> None:
     read = mixer.read(given)
     products, squares = _moments(read, found)
     mixer.head_norm.copy_(products / squares.clamp_min(EPSILON))
-    # The gate passes everything on as yet, so this is what the projection is given.
-    projected = layer_input(mixer.encoders, "mixer_out", read * mixer.head_norm, {}).dense()
-    _fit_output(mixer, projected, record.output)
+    _fit_output(mixer, read, record.output)
 
 
 @torch.no_grad()
@@ -127,16 +134,18 @@ def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
     mixer.rates.bias.view(3, heads)[:2] = torch.where(scores > 0, chosen, mixer.rates.bias.view(3, heads)[:2])
 
 
-def _fit_output(mixer: GooseMixer, projected: Tensor, target: Tensor) -> None:
-    """W = argmin |n W^T - y|^2 + ridge |W - W_copied|^2, in float64."""
+def _fit_output(mixer: GooseMixer, read: Tensor, target: Tensor) -> None:
+    """W = argmin |n W^T - y|^2 + ridge |W - W_present|^2, in float64."""
+    # The gate passes everything on as yet, so this is what the projection is given.
+    projected = layer_input(mixer.encoders, "mixer_out", read * mixer.head_norm, {}).dense()
     reads, outputs = projected.flatten(0, 1).double(), target.flatten(0, 1).double()
     if mixer.output.bias is not None:
         outputs = outputs - mixer.output.bias.double()
-    copied = mixer.output.weight.double()
+    present = mixer.output.weight.double()
     squares = reads.T @ reads
     ridge = RIDGE * squares.diagonal().mean().clamp_min(EPSILON)
     identity = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
-    solved = torch.linalg.solve(squares + ridge * identity, reads.T @ outputs + ridge * copied.T)
+    solved = torch.linalg.solve(squares + ridge * identity, reads.T @ outputs + ridge * present.T)
     mixer.output.weight.copy_(solved.T)
 
 

@@ -19,7 +19,7 @@ class AttentionRecord:
     """One layer's attention in one forward pass.
 
     Attributes:
-        given: Its normalized input.
+        given: Its input, normalized by the norm that the record was made with.
         found: What the heads found, side by side, before the output projection.
         output: What it added to the residual stream.
     """
@@ -55,32 +55,43 @@ def residual_stream(
 
 @torch.no_grad()
 def attention_records(
-    model: PreTrainedModel, blocks: Sequence[TeacherBlock], input_ids: Int[Tensor, "batch time"]
+    model: PreTrainedModel,
+    blocks: Sequence[TeacherBlock],
+    norms: Sequence[nn.Module],
+    input_ids: Int[Tensor, "batch time"],
 ) -> tuple[AttentionRecord, ...]:
-    """The records of the given blocks of a teacher, as tensors that a backward pass may keep."""
+    """The records of the given blocks of a teacher, as tensors that a backward pass may keep.
+
+    `norms` stand before the mixers that learn from it, one a block: a mixer is given what its own norm makes of the
+    teacher's residual stream, since its norm and projections may scale channels in another way than the teacher's.
+    """
     seen: list[dict[str, Tensor]] = [{} for _ in blocks]
-    with _watched(blocks, seen):
+    with _watched(blocks, norms, seen):
         body_hidden_states(model.base_model, input_ids)
     return tuple(AttentionRecord(**record) for record in seen)
 
 
 @contextmanager
-def _watched(blocks: Sequence[TeacherBlock], seen: list[dict[str, Tensor]]) -> Iterator[None]:
+def _watched(
+    blocks: Sequence[TeacherBlock], norms: Sequence[nn.Module], seen: list[dict[str, Tensor]]
+) -> Iterator[None]:
     hooks = []
-    for block, record in zip(blocks, seen, strict=True):
+    for block, norm, record in zip(blocks, norms, seen, strict=True):
 
-        def keep_ends(
-            module: nn.Module, given: Any, named: Any, result: Any, record: dict[str, Tensor] = record
-        ) -> None:
-            """Keep what the attention was given and what it returned."""
-            record["given"] = given[0] if given else named["hidden_states"]
+        def keep_given(module: nn.Module, given: Any, norm: Any = norm, record: dict[str, Tensor] = record) -> None:
+            """Keep what the mixer would be given here."""
+            record["given"] = norm(given[0].to(norm.weight.dtype)).to(given[0].dtype)
+
+        def keep_output(module: nn.Module, given: Any, result: Any, record: dict[str, Tensor] = record) -> None:
+            """Keep what the attention returned."""
             record["output"] = result[0] if isinstance(result, tuple) else result
 
         def keep_middle(module: nn.Module, given: Any, record: dict[str, Tensor] = record) -> None:
             """Keep what its output projection reads."""
             record["found"] = given[0]
 
-        hooks.append(block.attention.register_forward_hook(keep_ends, with_kwargs=True))
+        hooks.append(block.mixer_norm.register_forward_pre_hook(keep_given))
+        hooks.append(block.attention.register_forward_hook(keep_output))
         hooks.append(_output_projection(block.attention).register_forward_pre_hook(keep_middle))
     try:
         yield

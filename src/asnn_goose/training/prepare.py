@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 from accelerate import Accelerator
 from rich.console import Console
+from torch import Tensor
 
 from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
@@ -16,10 +17,12 @@ from asnn_goose.models.calibration import (
     ENCODER_TOKENS,
     calibrate_encoders,
     calibrate_from_attention,
+    calibrate_outputs,
     calibrated_encoders,
     dense_encoders,
 )
 from asnn_goose.models.from_teacher import kept_layers
+from asnn_goose.models.migration import migrate_outliers
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import AttentionRecord, attention_records
 from asnn_goose.models.teacher import Teacher
@@ -74,18 +77,24 @@ def calibrate_student(
         return
     rows = -(-(tokens or ENCODER_TOKENS) // window)
     batch = BatchPlan(text.rows(window), rows, recipe.training.seed).batch(0).to(accelerator.device)
-    records: tuple[AttentionRecord, ...] = ()
     if tokens:
-        with console.status("fitting timescales and gains to the teacher's attention"):
-            records = attention_records(material.teacher.model, replaced_blocks(recipe, material.teacher), batch)
-            with dense_encoders(student) if searched else nullcontext():
-                calibrate_from_attention(student, records)
+        status = console.status("fitting timescales and gains to the teacher's attention")
+        with status, dense_encoders(student) if searched else nullcontext():
+            calibrate_from_attention(student, _records(recipe, material, batch))
     if searched:
         with console.status("fitting thresholds to the student's activations"):
             calibrate_encoders(student, batch)
+            if recipe.spikes.migrate:
+                migrate_outliers(student, batch)
             if tokens:
-                # What is read behind the thresholds is known only now.
-                calibrate_from_attention(student, records)
+                # What is read behind the thresholds is known only now; rates and gains stay, channels may have moved.
+                calibrate_outputs(student, _records(recipe, material, batch))
+
+
+def _records(recipe: Recipe, material: RunMaterial, batch: Tensor) -> tuple[AttentionRecord, ...]:
+    """What the teacher's attention does, the student's norms before it."""
+    replaced, norms = replaced_blocks(recipe, material.teacher), material.student.model.mixer_norms()
+    return attention_records(material.teacher.model, replaced, norms, batch)
 
 
 def measure_control(

@@ -104,10 +104,7 @@ def build_work(
     if plan.kind == "align":
         runner = compile_or_fall_back(run_mixer, "mixer", dynamic=False) if compiled else run_mixer
         module = AlignmentStep(student, runner)
-
-        def observe(ids: Tensor) -> Any:
-            """The teacher's attention, given and found."""
-            return attention_records(teacher.model, replaced, ids)
+        observe = partial(attention_records, teacher.model, replaced, student.model.mixer_norms())
     else:
         runner = compile_or_fall_back(run_block, "student", dynamic=False) if compiled else run_block
         student.model.block_runner = recomputed(runner) if recipe.training.activation_checkpointing else runner
