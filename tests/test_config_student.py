@@ -53,3 +53,10 @@ def test_amplitudes_by_sign_are_for_key_and_value_alone(sites):
     with pytest.raises(ValidationError, match=r"spikes\.amplitude=asymmetric is for the sites k and v"):
         Spikes(sites=sites, amplitude="asymmetric")
     assert Spikes(amplitude="asymmetric").amplitude == "asymmetric"
+
+
+@pytest.mark.parametrize("choice", [{"scale": "none"}, {"scale": "token", "calibrate": False}])
+def test_channels_move_only_with_thresholds_that_are_calibrated(choice):
+    with pytest.raises(ValidationError, match=r"give spikes\.calibrate=true and spikes\.scale=token"):
+        Spikes(migrate=True, **choice)
+    assert Spikes(migrate=True, scale="token").migrate

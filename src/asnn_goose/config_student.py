@@ -128,12 +128,24 @@ class Spikes(Section):
     calibrate: bool = True
     """Start each threshold at a linear layer's input where spikes have the least squared error on the dense student's
     activations, if they have a scale; those of k and v start as `threshold` says."""
+    migrate: bool = False
+    """Divide loud channels at linear layers' inputs and multiply the columns that read them, before thresholds are
+    chosen, where that brings the layers' outputs nearer to the dense student's; a head that reads spikes is untied."""
     surrogate: Surrogate = Surrogate()
     """Stand-in derivative of the threshold."""
 
     @model_validator(mode="after")
     def _signs_are_no_matrix_inputs(self) -> "Spikes":
         check_amplitude(self.amplitude, self.sites)
+        return self
+
+    @model_validator(mode="after")
+    def _channels_move_with_thresholds(self) -> "Spikes":
+        if self.migrate and not (self.calibrate and self.scale == "token"):
+            raise ValueError(
+                "spikes.migrate=true is searched for together with thresholds that follow a scale: "
+                "give spikes.calibrate=true and spikes.scale=token"
+            )
         return self
 
     @field_validator("sites", mode="before")
