@@ -27,7 +27,7 @@ from asnn_goose.models.folding import encoded_inputs, multiply_columns
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.spikes.calibrate import GRID
-from asnn_goose.spikes.encoder import SpikeEncoder, token_step
+from asnn_goose.spikes.encoder import SpikeEncoder
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 """The a of the search; a site may also stay as it is."""
@@ -130,9 +130,8 @@ def best_migration(
     unchanged = torch.ones_like(norms)
     for factors in (unchanged, *(channel_factors(x, norms, exponent) for exponent in (None, *EXPONENTS))):
         equalized, columns = x[sample] / factors, reading * factors
-        mean = equalized.abs().mean(dim=-1, keepdim=True)
         for alpha in alphas:
-            step = token_step(alpha, mean)
+            step = encoder.step(equalized, alpha)
             missed = equalized - step * encoder.quantize(equalized / step)
             errors.append((missed @ columns.T).square().sum(dtype=torch.float64))
             candidates.append(Migration(factors, alpha))
