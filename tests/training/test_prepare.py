@@ -1,17 +1,22 @@
 import dataclasses
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.config_text import PackedRows
 from asnn_goose.evaluation.student import site_encoders
 from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.presets import recipe_yaml
+from asnn_goose.run_dir import RunDirectory
 from asnn_goose.spikes.calibrate import GRID
 from asnn_goose.training.distill import distill
+from asnn_goose.training.loop import TrainingLoop
 from asnn_goose.training.prepare import replaced_blocks, stage_batches
 from asnn_goose.training.rows import PreparedText, TokenizedText
 from asnn_goose.training.stages import plan_stages
@@ -44,18 +49,33 @@ def test_a_stage_reads_the_parts_in_its_own_shares(small_recipe):
         assert {token for step in range(8) for token in batches.batch(step).unique().tolist()} == expected
 
 
-@pytest.mark.parametrize("migrate", [False, True])
-def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(
-    small_recipe, run_folder, quiet_console, migrate
-):
+def spiking_everywhere(small_recipe, migrate):
     fields = small_recipe(
         training={"steps": 4, "evaluation_interval": 2, "logging_interval": 2, "activation_checkpointing": True}
     ).model_dump(mode="json")
     fields["student"] = {"mixer": "goose", "keep_layers": 2, "calibration_tokens": 512}
-    fields["spikes"] = {"sites": "all+head", "levels": 4, "amplitude": "channel", "scale": "token", "migrate": migrate}
+    fields["spikes"] = {
+        "sites": "all+head", "levels": 4, "amplitude": "channel", "scale": "token", "migrate": migrate
+    }  # fmt: skip
     fields["stages"] = [{"kind": "align", "share": 1}, {"kind": "distill", "share": 1}]
-    recipe = Recipe.model_validate(fields, strict=False)
-    outcome = distill(recipe, run_folder(recipe), quiet_console)
+    return Recipe.model_validate(fields, strict=False)
+
+
+@pytest.fixture(scope="module")
+def whole_runs(small_recipe, tmp_path_factory):
+    """Uninterrupted runs, without and with channels that move."""
+    runs = {}
+    for migrate in (False, True):
+        recipe = spiking_everywhere(small_recipe, migrate)
+        about = {"recipe": "everywhere", "platform_kind": "local"}
+        folder = RunDirectory.create(tmp_path_factory.mktemp("everywhere") / "run", recipe_yaml(recipe), about)
+        runs[migrate] = distill(recipe, folder, Console(file=StringIO()))
+    return runs
+
+
+@pytest.mark.parametrize("migrate", [False, True])
+def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(whole_runs, migrate):
+    outcome = whole_runs[migrate]
     spikes = outcome.results.spikes
     assert spikes.spike_fed_mac_share == spikes.measured_spike_fed_mac_share == 1.0
     assert outcome.results.checks[-1].passed
@@ -68,3 +88,23 @@ def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(
             min(abs(float(torch.as_tensor(encoder.alpha).detach()) - alpha) for alpha in (GRID if stored else (1.0,)))
             < 1e-6
         )
+
+
+def test_a_run_whose_channels_moved_into_an_untied_head_is_resumed_to_the_bit(
+    small_recipe, run_folder, quiet_console, monkeypatch, whole_runs
+):
+    recipe, original = spiking_everywhere(small_recipe, migrate=True), TrainingLoop._train_step
+    folder = run_folder(recipe)
+
+    def die(loop):
+        if loop.state.step == 3:
+            raise SystemExit("killed")
+        original(loop)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", die)
+    with pytest.raises(SystemExit):
+        distill(recipe, folder, quiet_console)
+    monkeypatch.setattr(TrainingLoop, "_train_step", original)
+    models = [distill(recipe, folder, quiet_console).folder.model, whole_runs[True].folder.model]
+    resumed, whole = (GooseForCausalLM.from_pretrained(model).state_dict() for model in models)
+    assert all(torch.equal(weight, whole[name]) for name, weight in resumed.items())
