@@ -32,7 +32,7 @@ MOST_DIFFERING = 1e-4
 # One gradient of a million, let through or cut off by rounding, is 1e-3 of their norm, and reaches back ten steps.
 GRADIENT_TOLERANCE = 1e-2
 WARM_UPS = 2
-SPECS = {"no membrane": None, "membrane": MembraneSpec(), "membrane, reset attached": MembraneSpec(detach_reset=False)}
+SPECS = {"no membrane": None, "membrane": MembraneSpec(), "membrane, reset detached": MembraneSpec(detach_reset=True)}
 
 
 @contextmanager

@@ -112,8 +112,9 @@ class LifMembrane(Section):
     kind: Literal["lif"] = "lif"
     beta: float = Field(default=0.9, ge=0.0, lt=1.0)
     """What a token leaves of the membrane; 0 remembers nothing."""
-    detach_reset: bool = True
-    """Whether gradients count what a spike takes off as a constant, as snnTorch does and SpikingJelly may."""
+    detach_reset: bool = False
+    """Whether gradients count what a spike takes off as a constant, as in snnTorch and, if asked to, in SpikingJelly.
+    They then add up over time, and under a surrogate as wide as the default one training may diverge."""
     sites: Annotated[tuple[SpikeSite, ...], Field(strict=False)] | None = None
     """Encoded sites that have a membrane; null is all of them."""
 

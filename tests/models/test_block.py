@@ -50,11 +50,11 @@ def test_encoder_options_reach_the_encoder():
 
 
 def test_membranes_are_for_the_sites_that_are_asked_for():
-    spikes = {"sites": "all", "membrane": {"beta": 0.5, "detach_reset": False, "sites": ["v", "ffn_in"]}}
+    spikes = {"sites": "all", "membrane": {"beta": 0.5, "detach_reset": True, "sites": ["v", "ffn_in"]}}
     block = GooseBlock(config(**GOOSE, spikes=spikes), 0)
     found = {site: part.membrane for half in (block.mixer, block.feed_forward) for site, part in half.encoders.items()}
     assert {site for site, membrane in found.items() if membrane is not None} == {"v", "ffn_in"}
-    assert found["v"] == found["ffn_in"] == MembraneSpec(0.5, False)
+    assert found["v"] == found["ffn_in"] == MembraneSpec(0.5, True)
 
 
 def test_a_block_that_nobody_watches_hands_no_membrane_out():

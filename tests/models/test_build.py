@@ -29,7 +29,7 @@ def test_every_choice_of_the_recipe_reaches_the_model(teacher):
     spikes = Spikes(
         sites=("v",), levels=3, threshold=LearnedThreshold(alpha=0.7), amplitude="channel", scale="token",
         surrogate=Surrogate(kind="atan", width=0.5, gradient_scale=2.0),
-        membrane=LifMembrane(beta=0.7, detach_reset=False),
+        membrane=LifMembrane(beta=0.7, detach_reset=True),
     )  # fmt: skip
     block = fresh_student(student_config(student, spikes, teacher), seed=0).model.layers[1]
     encoder = block.mixer.encoders["v"]
@@ -37,7 +37,7 @@ def test_every_choice_of_the_recipe_reaches_the_model(teacher):
     assert (encoder.levels, encoder.scale, encoder.amplitude.shape) == (3, "token", (16,))
     assert encoder.alpha.item() == pytest.approx(0.7)
     assert vars(encoder.surrogate) == {"kind": "atan", "width": 0.5, "gradient_scale": 2.0}
-    assert vars(encoder.membrane) == {"beta": 0.7, "detach_reset": False}
+    assert vars(encoder.membrane) == {"beta": 0.7, "detach_reset": True}
     assert block.feed_forward.gate.weight.shape == (20, 16)
     assert type(block.mixer_norm) is torch.nn.RMSNorm
 

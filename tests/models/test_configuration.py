@@ -65,7 +65,7 @@ def test_the_dense_twin_has_no_sites_whatever_it_names():
 
 def test_a_membrane_takes_its_defaults_and_is_kept_in_json(tmp_path):
     config = GooseConfig(spikes={"membrane": {"sites": ("v",)}})
-    assert config.spikes["membrane"] == {"kind": "lif", "beta": 0.9, "detach_reset": True, "sites": ["v"]}
+    assert config.spikes["membrane"] == {"kind": "lif", "beta": 0.9, "detach_reset": False, "sites": ["v"]}
     config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).spikes == config.spikes
 

@@ -26,9 +26,9 @@ ENCODERS = {
 }
 MEMBRANES = {
     "membrane": {"levels": 2, "scale": "token", "membrane": {"beta": 0.9}},
-    "membrane-attached-binary": {
+    "membrane-detached-binary": {
         "encoder": "binary", "amplitude": "channel", "scale": "token", "learn_alpha": True, "alpha": 0.5,
-        "membrane": {"beta": 0.6, "detach_reset": False},
+        "membrane": {"beta": 0.6, "detach_reset": True},
     },
     "membrane-beside-none": {"membrane": {"sites": ["v", "mixer_out", "ffn_mid", "head_in"]}},
 }  # fmt: skip

@@ -45,13 +45,14 @@ def test_a_layer_gives_what_it_gives_for_the_numbers_its_spikes_stand_for(bias, 
     torch.testing.assert_close(found, part(made["ffn_in"](x).dense()), **ROUNDING)
 
 
+@pytest.mark.parametrize("membrane", [None, MembraneSpec()])
 @pytest.mark.parametrize("amplitude", ["none", "scalar"])
-def test_a_hook_on_the_layer_sees_integers(amplitude):
+def test_a_hook_on_the_layer_sees_integers(amplitude, membrane):
     seen, part = [], layer()
     part.register_forward_hook(lambda module, given, result: seen.append(given[0]))
     traces = {}
-    given = layer_input(encoders(levels=2, amplitude=amplitude, scale="token"), "ffn_in", noise(3, 9, WIDTH), traces)
-    spiking_linear(part, given)
+    made = encoders(levels=2, amplitude=amplitude, scale="token", membrane=membrane)
+    spiking_linear(part, layer_input(made, "ffn_in", noise(3, 9, WIDTH), traces))
     assert set(seen[0].unique().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
     assert torch.equal(seen[0], traces["ffn_in"].values)
 

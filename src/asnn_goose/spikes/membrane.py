@@ -29,16 +29,17 @@ class MembraneSpec:
 
     Attributes:
         beta: What a step leaves of the membrane, in [0, 1); 0 is an encoder without memory.
-        detach_reset: Whether the spikes that are taken off count as constants. snnTorch always detaches them,
-            SpikingJelly where it is told to. Attached, a surrogate near 1 lets hardly any gradient through time, for
-            what a spike took is no longer there; detached, an activation is credited with up to 1 / (1 - beta) spikes.
+        detach_reset: Whether the spikes that are taken off count as constants, as in snnTorch; in SpikingJelly they do
+            not unless told to. Attached, what a spike took is no longer there for later ones, and a surrogate of 1 lets
+            no gradient through time. Detached, an activation is credited with up to 1 / (1 - beta) spikes; with
+            clipped_ste at all sites `convert-pocket` then diverged within 64 steps.
 
     Raises:
         ValueError: A leak that is not in [0, 1).
     """
 
     beta: float = 0.9
-    detach_reset: bool = True
+    detach_reset: bool = False
 
     def __post_init__(self) -> None:
         """Check the leak."""
