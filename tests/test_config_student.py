@@ -65,3 +65,10 @@ def test_membranes_are_for_encoded_sites(sites):
 def test_a_membrane_needs_a_surrogate_that_sees_it():
     with pytest.raises(ValidationError, match=r"recorded_ste passes gradients by the membrane: give clipped_ste"):
         Spikes(membrane=LifMembrane(), surrogate={"kind": "recorded_ste"})
+
+
+@pytest.mark.parametrize("choice", [{"scale": "none"}, {"scale": "token", "calibrate": False}])
+def test_channels_move_only_with_thresholds_that_are_calibrated(choice):
+    with pytest.raises(ValidationError, match=r"give spikes\.calibrate=true and spikes\.scale=token"):
+        Spikes(migrate=True, **choice)
+    assert Spikes(migrate=True, scale="token").migrate

@@ -10,6 +10,7 @@ from asnn_goose.results import ModelResult, Protocol, Results
 STABLE_PATHS = """
     teacher.perplexity student.perplexity ratio.to_teacher ratio.to_dense_twin student.parameters compression_ratio
     spikes.density spikes.events_per_activation spikes.spike_fed_mac_share spikes.amplitudes temperature.final
+    spikes.measured_spike_fed_mac_share spikes.additions_per_token spikes.silent_layers
     throughput.tokens_per_second throughput.mfu memory.peak_bytes stages checks perplexities.best perplexities.last
     perplexities.after_adaptation curves.loss curves.perplexity curves.learning_rate curves.density spikes.layers
     hardware.device hardware.peak_memory_bytes hardware.mean_memory_bytes hardware.seconds hardware.tokens platform

@@ -68,6 +68,8 @@ class GooseStudent(Section):
     """Taps of the causal convolution behind r, k and v; 1 is none."""
     gate_rank: int = Field(default=32, ge=0)
     """Rank of the output gate; 0 is no gate."""
+    output_norm: bool = False
+    """Normalize what the last projection of each sublayer reads (an RMS norm, as SubLN of BitNet b1.58 has it)."""
     calibration_tokens: int = Field(default=16384, ge=0)
     """Tokens of training text on which rates, gains and output projections are fitted to attention; 0 fits none."""
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
@@ -142,6 +144,9 @@ class Spikes(Section):
     calibrate: bool = True
     """Start each threshold at a linear layer's input where spikes have the least squared error on the dense student's
     activations, if they have a scale; those of k and v start as `threshold` says."""
+    migrate: bool = False
+    """Divide loud channels at linear layers' inputs and multiply the columns that read them, before thresholds are
+    chosen, where that brings the layers' outputs nearer to the dense student's; a head that reads spikes is untied."""
     surrogate: Surrogate = Surrogate()
     """Stand-in derivative of the threshold."""
     membrane: LifMembrane | None = None
@@ -156,6 +161,15 @@ class Spikes(Section):
     def _membranes_have_sites(self) -> "Spikes":
         if self.membrane is not None:
             check_membrane(self.membrane.sites, self.sites, self.surrogate.kind)
+        return self
+
+    @model_validator(mode="after")
+    def _channels_move_with_thresholds(self) -> "Spikes":
+        if self.migrate and not (self.calibrate and self.scale == "token"):
+            raise ValueError(
+                "spikes.migrate=true is searched for together with thresholds that follow a scale: "
+                "give spikes.calibrate=true and spikes.scale=token"
+            )
         return self
 
     @field_validator("sites", mode="before")

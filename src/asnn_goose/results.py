@@ -87,7 +87,13 @@ class SpikeResult(Record):
     events_per_activation: Measured = None
     """Mean |value| of a spike, averaged over layers and sites."""
     spike_fed_mac_share: Measured = None
-    """Share of the student's multiply-accumulates whose input is a spike, 0 to 1."""
+    """Share of the student's multiply-accumulates whose input is a spike, 0 to 1, as its configuration plans it."""
+    measured_spike_fed_mac_share: Measured = None
+    """The same share of the values that entered the linear layers on the probe text, amplitudes folded into weights."""
+    additions_per_token: Measured = None
+    """Additions of event-driven products in place of those multiply-accumulates: |value| times the columns it meets."""
+    silent_layers: tuple[str, ...] = Field(default=(), strict=False)
+    """Linear layers that were given nothing but 0 on the probe text; the measured share leaves them out."""
     amplitudes: dict[str, dict[str, Measured]] | None = None
     """Learned amplitude by `layer_<index>` and site; a channel-wise one as its mean."""
     layers: tuple[SiteSpikes, ...] = Field(default=(), strict=False)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from asnn_goose.config_student import LearnedThreshold, LifMembrane, Spikes, Surrogate, WkvStudent
+from asnn_goose.config_student import GooseStudent, LearnedThreshold, LifMembrane, Spikes, Surrogate, WkvStudent
 from asnn_goose.errors import ConfigError
-from asnn_goose.models.build import check_windows, fresh_student, student_config
+from asnn_goose.models.build import build_student, check_windows, fresh_student, student_config
 from asnn_goose.models.loading import LoadedModel
 
 SMALL = WkvStudent(width=16, layers=2, max_positions=32, backend="torch")
@@ -113,3 +113,12 @@ def test_what_encodes_and_what_shares_an_amplitude_reach_the_encoder(teacher):
     uncalibrated = spikes.model_copy(update={"calibrate": False})
     block = fresh_student(student_config(SMALL, uncalibrated, teacher), seed=0).model.layers[0]
     assert not block.feed_forward.encoders["ffn_in"].stores_alpha
+
+
+@pytest.mark.parametrize("sites", ["all", "all+head"])
+def test_a_head_into_which_channels_may_move_is_built_untied(teacher, sites):
+    spikes = Spikes(sites=sites, scale="token", migrate=True)
+    student = build_student(GooseStudent(mixer="goose"), spikes, teacher, 0)
+    embedding, head = student.model.embed_tokens.weight, student.lm_head.weight
+    assert torch.equal(embedding, head)
+    assert (embedding is head) == student.config.tie_word_embeddings == (sites == "all")

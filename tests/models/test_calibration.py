@@ -5,11 +5,14 @@ from asnn_goose.models.calibration import (
     TIMESCALES,
     calibrate_encoders,
     calibrate_mixer,
+    calibrate_outputs,
     calibrated_encoders,
     dense_encoders,
 )
+from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer, GooseShape
-from asnn_goose.models.sublayers import SublayerRecord
+from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.models.sublayers import BlockRecord, SublayerRecord
 from asnn_goose.spikes.calibrate import GRID
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -78,6 +81,30 @@ def test_an_encoded_output_projection_is_fitted_to_the_spikes_that_it_reads(reco
     blind.encoders["mixer_out"] = mixer.encoders["mixer_out"]
     errors = [(part(seen.stream).residual - seen.output).square().mean() for part in (mixer, blind)]
     assert errors[0] < errors[1]
+
+
+def test_an_output_that_is_fitted_anew_leaves_all_else_and_follows_what_it_reads(record):
+    source, _, seen = record
+    mixer = fresh(source)
+    calibrate_mixer(mixer, seen.stream, seen)
+    mixer.encoders["mixer_out"] = SpikeEncoder(16, levels=1, amplitude="none", scale="token")
+    before = {name: weight.clone() for name, weight in mixer.state_dict().items()}
+    stale = (mixer(seen.stream).residual - seen.output).square().mean()
+    calibrate_outputs(student_of(mixer), [BlockRecord(seen)])
+    assert (mixer(seen.stream).residual - seen.output).square().mean() < stale
+    changed = {name for name, weight in mixer.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == {"output.weight"}
+
+
+def student_of(mixer):
+    """A student whose only mixer this is."""
+    config = GooseConfig(
+        mixer="goose", vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, gate_rank=0,
+    )  # fmt: skip
+    student = GooseForCausalLM(config)
+    student.model.layers[0].mixer, student.model.layers[0].mixer_norm = mixer, torch.nn.Identity()
+    return student
 
 
 EVERYWHERE = {"sites": "all+head", "levels": 2, "scale": "token", "amplitude": "none", "store_alpha": True}

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from asnn_goose.models.folding import encoded_inputs, fold_amplitudes
+from asnn_goose.models.folding import encoded_inputs, fold_amplitudes, folded
 from asnn_goose.models.plan import spike_fed_matmuls
 
 # Float64 rounding, some hundred operations deep, on logits of order 10; a spike that flips would show as 1e-2 or more.
@@ -74,6 +74,22 @@ def test_a_tied_head_is_folded_without_the_embedding(make_student, ids):
     fold_amplitudes(student)
     assert torch.equal(student.model.embed_tokens.weight, embedding)
     assert not student.config.tie_word_embeddings
+
+
+@torch.no_grad()
+def test_a_folded_copy_computes_the_same_and_leaves_the_student_alone(make_student, ids):
+    student = made(make_student, "wkv")
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+    torch.testing.assert_close(folded(student)(ids).logits, student(ids).logits, **ROUNDING)
+    assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())
+    assert student.lm_head.weight is student.model.embed_tokens.weight
+    assert all((encoder.amplitude == 1).all() for encoder, _ in encoded_inputs(folded(student)))
+
+
+@pytest.mark.parametrize("spikes", [{"amplitude": "scalar"}, {"sites": "recorded"}, {"sites": []}])
+def test_a_student_without_anything_to_move_is_not_copied(make_student, spikes):
+    student = made(make_student, "goose", **spikes)
+    assert folded(student) is student
 
 
 def test_every_encoder_is_named_with_the_layers_that_read_it(make_student):

@@ -74,6 +74,20 @@ def test_spikes_are_shown_for_each_site(results):
     assert "0 v 0.380 not measured not measured not measured not measured" in text
 
 
+def test_planned_and_measured_share_stand_side_by_side(results):
+    assert "multiply-accumulates: 83.1% planned, not measured. Events" in text_of(
+        page_of(results, spikes=SpikeResult(spike_fed_mac_share=0.831))
+    )
+    measured = SpikeResult(
+        spike_fed_mac_share=0.831,
+        measured_spike_fed_mac_share=0.7,
+        additions_per_token=1234.4,
+        silent_layers=("a", "b"),
+    )
+    text = text_of(page_of(results, spikes=measured))
+    assert "83.1% planned, 70.0% measured (given nothing but 0: a, b). Additions in their place: 1,234 a token." in text
+
+
 def test_checks_are_counted_and_shown(results):
     text = text_of(page_of(results))
     assert "Checks: 1 of 2 passed" in text

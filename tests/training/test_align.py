@@ -4,6 +4,8 @@ import torch
 from asnn_goose.config_student import GooseStudent, Spikes
 from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.build import build_student
+from asnn_goose.models.calibration import dense_encoders
+from asnn_goose.models.migration import migrate_outliers
 from asnn_goose.models.sublayers import BlockRecord, SublayerRecord, sublayer_records
 from asnn_goose.training.align import AlignmentStep, run_feed_forward, run_mixer
 
@@ -14,7 +16,7 @@ def student(teacher):
 
 
 @pytest.fixture
-def records(teacher):
+def records(teacher, student):
     ids = torch.randint(0, 4096, (2, 16), generator=torch.Generator().manual_seed(0))
     return ids, sublayer_records(teacher.model, teacher_anatomy(teacher.model, "pocket").blocks, ids, "all")
 
@@ -52,3 +54,15 @@ def test_no_gradient_leaves_a_sublayer(student, records, part):
     with_gradient = {parameter for parameter in student.parameters() if parameter.grad is not None}
     assert aligned & with_gradient
     assert with_gradient <= aligned | norms
+
+
+@torch.no_grad()
+def test_channels_that_moved_into_the_projections_change_no_error(teacher, records):
+    spikes = Spikes(sites="all", amplitude="none", scale="token", migrate=True)
+    student = build_student(GooseStudent(mixer="goose"), spikes, teacher, 0)
+    ids, seen = records
+    with dense_encoders(student):
+        before = AlignmentStep(student)(ids, seen).loss
+        migrate_outliers(student, ids)
+        after = AlignmentStep(student)(ids, seen).loss
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=0)

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 
@@ -43,19 +44,24 @@ def test_a_stage_reads_the_parts_in_its_own_shares(small_recipe):
         assert {token for step in range(8) for token in batches.batch(step).unique().tolist()} == expected
 
 
-def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(small_recipe, run_folder, quiet_console):
+@pytest.mark.parametrize("migrate", [False, True])
+def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(
+    small_recipe, run_folder, quiet_console, migrate
+):
     fields = small_recipe(
         training={"steps": 4, "evaluation_interval": 2, "logging_interval": 2, "activation_checkpointing": True}
     ).model_dump(mode="json")
     fields["student"] = {"mixer": "goose", "keep_layers": 2, "calibration_tokens": 512}
-    fields["spikes"] = {"sites": "all+head", "levels": 4, "amplitude": "channel", "scale": "token"}
+    fields["spikes"] = {"sites": "all+head", "levels": 4, "amplitude": "channel", "scale": "token", "migrate": migrate}
     fields["stages"] = [{"kind": "align", "share": 1}, {"kind": "distill", "share": 1}]
     recipe = Recipe.model_validate(fields, strict=False)
     outcome = distill(recipe, run_folder(recipe), quiet_console)
     spikes = outcome.results.spikes
-    assert spikes.spike_fed_mac_share == 1.0
+    assert spikes.spike_fed_mac_share == spikes.measured_spike_fed_mac_share == 1.0
+    assert outcome.results.checks[-1].passed
     assert len(spikes.layers) == 2 * 7 + 1
     loaded = GooseForCausalLM.from_pretrained(outcome.folder.model)
+    assert loaded.config.tie_word_embeddings != migrate
     for name, encoder in site_encoders(loaded).items():
         stored = name.split(".")[1] not in ("k", "v")
         assert (

@@ -37,6 +37,7 @@ class GooseBlock(nn.Module):
             cast(Any, config.mlp),
             config.mlp_bias,
             build_encoders(config, {"ffn_in": config.hidden_size, "ffn_mid": inner_width}),
+            nn.RMSNorm(inner_width, eps=config.norm_eps) if config.output_norm else None,
         )
 
     def forward(
@@ -113,6 +114,7 @@ def build_mixer(config: GooseConfig, layer: int) -> WkvMixer | GooseMixer:
             norm_eps=config.norm_eps,
             convolution=config.convolution,
             gate_rank=config.gate_rank,
+            output_norm=config.output_norm,
         )
         rotary = None
         if config.positions == "rotary":

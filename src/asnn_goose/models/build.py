@@ -10,6 +10,7 @@ from asnn_goose.config_student import FixedThreshold, GooseStudent, Spikes, WkvS
 from asnn_goose.errors import ConfigError
 from asnn_goose.models.anatomy import TeacherAnatomy, learned_positions, teacher_anatomy
 from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.folding import untie_head
 from asnn_goose.models.from_teacher import copy_from_teacher, kept_layers
 from asnn_goose.models.loading import LoadedModel
 from asnn_goose.models.plan import spike_fed_mac_share
@@ -27,7 +28,7 @@ def build_student(student: WkvStudent | GooseStudent, spikes: Spikes, teacher: T
         TeacherError: Its shape or weights are to come from a teacher of an architecture that is not supported.
     """
     if isinstance(student, WkvStudent) and student.initialization == "random":
-        return fresh_student(student_config(student, spikes, teacher), seed)
+        return _with_own_head(fresh_student(student_config(student, spikes, teacher), seed), spikes)
     anatomy = teacher_anatomy(teacher.model, teacher.name)
     if isinstance(student, GooseStudent):
         kept = kept_layers(student.keep_layers, len(anatomy.blocks))
@@ -40,7 +41,7 @@ def build_student(student: WkvStudent | GooseStudent, spikes: Spikes, teacher: T
     made = fresh_student(config, seed)
     if student.initialization == "teacher":
         copy_from_teacher(made, anatomy, kept)
-    return made
+    return _with_own_head(made, spikes)
 
 
 def check_windows(model: Teacher | LoadedModel, windows: Mapping[str, int]) -> None:
@@ -130,6 +131,7 @@ def goose_config(
         rotary_scaling=heads.rotary_scaling,
         convolution=student.convolution,
         gate_rank=student.gate_rank,
+        output_norm=student.output_norm,
         scan_backend=student.backend,
         tie_word_embeddings=anatomy.tie_head,
         **_common_fields(spikes, teacher),
@@ -180,6 +182,13 @@ def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def _with_own_head(student: GooseForCausalLM, spikes: Spikes) -> GooseForCausalLM:
+    """The student, its head untied where factors may move into it: a resumed run builds what its checkpoint holds."""
+    if spikes.migrate and "head_in" in student.model.encoders:
+        untie_head(student)
+    return student
 
 
 def fresh_student(config: GooseConfig, seed: int) -> GooseForCausalLM:

@@ -9,7 +9,7 @@ The idea of setting these from attention statistics: Taylor-Calibrate (arXiv 260
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -32,7 +32,8 @@ ERASE_RATES = (0.02, 0.1, 0.3, 0.7)
 GRID_TOKENS = 2048
 """Tokens on which the grid is searched; the regressions take all."""
 RIDGE = 0.1
-"""How strongly the copied output projection holds, as a multiple of the mean square of what it reads."""
+"""How strongly the output projection that is there holds, at first the copied one, as a multiple of the mean square of
+what it reads."""
 EPSILON = 1e-12
 ENCODER_TOKENS = 4096
 """Tokens on which thresholds are searched for."""
@@ -43,12 +44,15 @@ ENCODER_ROWS = 8
 @torch.no_grad()
 def calibrate_from_attention(student: GooseForCausalLM, records: Sequence[BlockRecord]) -> None:
     """Set decay, erase rate and gain of every mixer, given what the teacher's attention did in its place."""
-    for module, record in zip(student.model.layers, records, strict=True):
-        if record.attention is not None:
-            block = cast(GooseBlock, module)
-            mixer = cast(GooseMixer, block.mixer)
-            given = block.mixer_norm(record.attention.stream.to(mixer.head_norm.dtype))
-            calibrate_mixer(mixer, given, record.attention)
+    for mixer, given, record in _recorded_mixers(student, records):
+        calibrate_mixer(mixer, given, record)
+
+
+@torch.no_grad()
+def calibrate_outputs(student: GooseForCausalLM, records: Sequence[BlockRecord]) -> None:
+    """Fit every mixer's output projection anew, to what it reads by now; nothing else changes."""
+    for mixer, given, record in _recorded_mixers(student, records):
+        _fit_output(mixer, mixer.read(given), record.output)
 
 
 @torch.no_grad()
@@ -63,9 +67,7 @@ def calibrate_mixer(mixer: GooseMixer, given: Float[Tensor, "batch time width"],
     read = mixer.read(given)
     products, squares = _moments(read, found)
     mixer.head_norm.copy_(products / squares.clamp_min(EPSILON))
-    # The gate passes everything on as yet, so this is what the projection is given.
-    projected = layer_input(mixer.encoders, "mixer_out", read * mixer.head_norm, {}).dense()
-    _fit_output(mixer, projected, record.output)
+    _fit_output(mixer, read, record.output)
 
 
 @torch.no_grad()
@@ -88,6 +90,52 @@ def calibrate_encoders(student: GooseForCausalLM, input_ids: Int[Tensor, "batch 
             student.model(input_ids=part)
     for encoder, error in errors.items():
         cast(nn.Parameter, encoder.alpha).copy_(best_alpha(error))
+
+
+def output_norms(student: GooseForCausalLM) -> list[nn.RMSNorm]:
+    """The norms before sublayers' last projections, where the student has them."""
+    named = student.model.layers.named_modules()
+    return [cast(nn.RMSNorm, module) for name, module in named if name.endswith(".output_norm")]
+
+
+@torch.no_grad()
+def fit_output_norms(student: GooseForCausalLM, input_ids: Int[Tensor, "batch time"]) -> None:
+    """Set the gains of norms before last projections to what brings these nearest to reading what they did without.
+
+    With n = x / rms(x): the least-squares gain of each channel, sum(x n) / sum(n^2), on the dense student's x as it is
+    without such norms.
+    """
+    sums: dict[nn.RMSNorm, Tensor] = {}
+
+    def add(norm: nn.RMSNorm, x: Tensor) -> None:
+        """Add a batch's moments to those before."""
+        x = x.flatten(0, 1).double()
+        normed = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + cast(float, norm.eps))
+        moments = torch.stack([(x * normed).sum(dim=0), normed.square().sum(dim=0)])
+        sums[norm] = sums[norm] + moments if norm in sums else moments
+
+    with dense_encoders(student), without_output_norms(student, add):
+        for part in input_ids[: max(1, ENCODER_TOKENS // input_ids.shape[1])].split(ENCODER_ROWS):
+            student.model(input_ids=part)
+    for norm, (products, squares) in sums.items():
+        norm.weight.copy_(products / squares.clamp_min(EPSILON))
+
+
+@contextmanager
+def without_output_norms(
+    student: GooseForCausalLM, see: Callable[[nn.RMSNorm, Tensor], None] = lambda norm, x: None
+) -> Iterator[None]:
+    """Within the block, norms before last projections pass on what they are given, and `see` is told of it."""
+
+    def pass_on(norm: Any, given: tuple[Tensor], result: Tensor) -> Tensor:
+        """What came in."""
+        see(norm, given[0])
+        return given[0]
+
+    with ExitStack() as hooks:
+        for norm in output_norms(student):
+            hooks.callback(norm.register_forward_hook(pass_on).remove)
+        yield
 
 
 def calibrated_encoders(student: GooseForCausalLM) -> list[SpikeEncoder]:
@@ -115,6 +163,17 @@ def dense_encoders(
             hook.remove()
 
 
+def _recorded_mixers(
+    student: GooseForCausalLM, records: Sequence[BlockRecord]
+) -> Iterator[tuple[GooseMixer, Tensor, SublayerRecord]]:
+    """Mixers with what their own norms make of the stream, and what attention did there."""
+    for module, record in zip(student.model.layers, records, strict=True):
+        if record.attention is not None:
+            block = cast(GooseBlock, module)
+            mixer = cast(GooseMixer, block.mixer)
+            yield mixer, block.mixer_norm(record.attention.stream.to(mixer.head_norm.dtype)), record.attention
+
+
 def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
     """Give each key/value head the decay and erase rate that let its reads explain most."""
     heads = mixer.shape.key_value_heads
@@ -134,16 +193,20 @@ def _search_rates(mixer: GooseMixer, given: Tensor, found: Tensor) -> None:
     mixer.rates.bias.view(3, heads)[:2] = torch.where(scores > 0, chosen, mixer.rates.bias.view(3, heads)[:2])
 
 
-def _fit_output(mixer: GooseMixer, projected: Tensor, target: Tensor) -> None:
-    """W = argmin |n W^T - y|^2 + ridge |W - W_copied|^2, in float64."""
+def _fit_output(mixer: GooseMixer, read: Tensor, target: Tensor) -> None:
+    """W = argmin |n W^T - y|^2 + ridge |W - W_present|^2, in float64."""
+    # The gate passes everything on as yet, so this is what the projection is given.
+    gated = read * mixer.head_norm
+    gated = gated if mixer.output_norm is None else mixer.output_norm(gated)
+    projected = layer_input(mixer.encoders, "mixer_out", gated, {}).dense()
     reads, outputs = projected.flatten(0, 1).double(), target.flatten(0, 1).double()
     if mixer.output.bias is not None:
         outputs = outputs - mixer.output.bias.double()
-    copied = mixer.output.weight.double()
+    present = mixer.output.weight.double()
     squares = reads.T @ reads
     ridge = RIDGE * squares.diagonal().mean().clamp_min(EPSILON)
     identity = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
-    solved = torch.linalg.solve(squares + ridge * identity, reads.T @ outputs + ridge * copied.T)
+    solved = torch.linalg.solve(squares + ridge * identity, reads.T @ outputs + ridge * present.T)
     mixer.output.weight.copy_(solved.T)
 
 

@@ -95,6 +95,7 @@ class GooseConfig(PreTrainedConfig):
     rotary_scaling: float = 1.0
     convolution: int = 4
     gate_rank: int = 32
+    output_norm: bool = False
     decay_init: str = "spread"
     mix_init: str = "spread"
     recurrence: str = "exact"

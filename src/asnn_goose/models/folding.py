@@ -3,11 +3,13 @@
 With a factor a_c for each channel c of a site: W (a * s) = (W diag(a)) s.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from asnn_goose.models.plan import spike_fed_matmuls
 from asnn_goose.models.student import GooseForCausalLM
@@ -26,11 +28,26 @@ def fold_amplitudes(student: GooseForCausalLM) -> None:
         amplitude = encoder.channel_amplitude()
         if encoder.amplitude is None or amplitude is None:
             continue
-        if student.lm_head in readers:
-            untie_head(student)
-        for layer in readers:
-            layer.weight.mul_(amplitude.to(layer.weight.dtype))
+        multiply_columns(student, readers, amplitude)
         nn.init.ones_(encoder.amplitude)
+
+
+def folded(student: GooseForCausalLM) -> GooseForCausalLM:
+    """The student with its amplitudes in the weights: a copy, or itself where there is nothing to move."""
+    if all(encoder.channel_amplitude() is None for encoder, _ in encoded_inputs(student)):
+        return student
+    moved = copy.deepcopy(student)
+    fold_amplitudes(moved)
+    return moved
+
+
+@torch.no_grad()
+def multiply_columns(student: GooseForCausalLM, readers: Iterable[nn.Linear], factors: Float[Tensor, " width"]) -> None:
+    """Multiply the columns of a student's matrices by factors, in place; a tied head gets a matrix of its own first."""
+    for layer in readers:
+        if layer is student.lm_head:
+            untie_head(student)
+        layer.weight.mul_(factors.to(layer.weight.dtype))
 
 
 def encoded_inputs(student: GooseForCausalLM) -> Iterator[tuple[SpikeEncoder, list[nn.Linear]]]:

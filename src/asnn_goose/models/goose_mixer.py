@@ -47,6 +47,7 @@ class GooseShape:
         norm_eps: Constant of that norm.
         convolution: Taps of the short causal convolution behind the projections; 1 is none.
         gate_rank: Rank of the output gate's two factors; 0 is no gate.
+        output_norm: Whether what the output projection reads is normalized, all heads together.
     """
 
     width: int
@@ -59,6 +60,7 @@ class GooseShape:
     norm_eps: float = 1e-6
     convolution: int = 4
     gate_rank: int = 32
+    output_norm: bool = False
 
     @property
     def read_width(self) -> int:
@@ -134,6 +136,7 @@ class GooseMixer(nn.Module):
         self.gate_up = nn.Linear(shape.gate_rank, shape.read_width, bias=False) if shape.gate_rank else None
         self.receptance_norm = nn.RMSNorm(shape.head_width, eps=shape.norm_eps) if shape.key_norm else None
         self.key_norm = nn.RMSNorm(shape.head_width, eps=shape.norm_eps) if shape.key_norm else None
+        self.output_norm = nn.RMSNorm(shape.read_width, eps=shape.norm_eps) if shape.output_norm else None
         self.encoders = nn.ModuleDict(encoders)
         self.reset_parameters()
 
@@ -189,6 +192,7 @@ class GooseMixer(nn.Module):
         if self.gate_up is not None and inputs.gate is not None:
             gate = spiking_linear(self.gate_up, layer_input(self.encoders, "gate_mid", inputs.gate, traces, before))
             gated = gated * 2 * torch.sigmoid(gate)
+        gated = gated if self.output_norm is None else self.output_norm(gated)
         residual = spiking_linear(self.output, layer_input(self.encoders, "mixer_out", gated, traces, before))
         return MixerOutput(residual, MixerMemory(state, inputs.tail, membranes_after(traces)), traces)
 

@@ -72,6 +72,7 @@ class FeedForward(nn.Module):
         activation: `silu`, `gelu` (tanh form) or `swiglu`.
         bias: Whether the projections have biases.
         encoders: Spike encoders of the sites `ffn_in` and `ffn_mid`; a missing site stays dense.
+        output_norm: Norm of what the second projection reads, or None.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class FeedForward(nn.Module):
         activation: Literal["silu", "gelu", "swiglu"],
         bias: bool = False,
         encoders: dict[str, SpikeEncoder] | None = None,
+        output_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -88,6 +90,7 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(width, inner_width, bias=bias) if activation == "swiglu" else None
         self.down = nn.Linear(inner_width, width, bias=bias)
         self.encoders = nn.ModuleDict(encoders or {})
+        self.output_norm = output_norm
 
     def reset_parameters(self) -> None:
         """Draw PyTorch's default linear weights, as recorded."""
@@ -101,6 +104,7 @@ class FeedForward(nn.Module):
         """The feed-forward contribution to the residual stream, and what its sites leave."""
         traces: Traces = {}
         hidden = self._hidden(layer_input(self.encoders, "ffn_in", x, traces, before))
+        hidden = hidden if self.output_norm is None else self.output_norm(hidden)
         return spiking_linear(self.down, layer_input(self.encoders, "ffn_mid", hidden, traces, before)), traces
 
     def _hidden(self, given: LayerInput) -> Float[Tensor, "batch time inner"]:

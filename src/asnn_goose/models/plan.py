@@ -42,8 +42,10 @@ def layer_plan(config: GooseConfig) -> tuple[Operation, ...]:
     gated = ("ffn_gate",) if config.mlp == "swiglu" else ()
     if gated:
         plan.append(Operation("matmul", "feed_forward.gate", ("ffn_in",), "ffn_gate", width * inner))
+    hidden = "ffn_hidden" if config.output_norm else "ffn_mid_dense"
     plan += [
-        Operation("elementwise", "", ("ffn_up", *gated), "ffn_mid_dense"),
+        Operation("elementwise", "", ("ffn_up", *gated), hidden),
+        *_output_norm(config, "feed_forward", hidden),
         _encoding(config, "ffn_mid", "feed_forward"),
         Operation("matmul", "feed_forward.down", ("ffn_mid",), "ffn_out", width * inner),
         Operation("elementwise", "", ("x_mixed", "ffn_out"), "x_next"),
@@ -85,6 +87,7 @@ def _goose_mixer_plan(config: GooseConfig) -> list[Operation]:
     plan += [_encoding(config, "k"), _encoding(config, "v")]
     plan.append(Operation("matmul", "mixer.rates", ("mixer_in",), "rates", width * rates))
     gates: tuple[str, ...] = ()
+    made = "gated" if config.output_norm else "mixer_out_dense"
     if config.gate_rank:
         gates = ("gate",)
         plan += [
@@ -96,10 +99,16 @@ def _goose_mixer_plan(config: GooseConfig) -> list[Operation]:
         *plan,
         # Products of k and v within the state are no weights; each head writes, erases and is read once a token.
         Operation("scan", "mixer", ("r_dense", "k", "v", "rates"), "read"),
-        Operation("elementwise", "mixer.head_norm", ("read", *gates), "mixer_out_dense"),
+        Operation("elementwise", "mixer.head_norm", ("read", *gates), made),
+        *_output_norm(config, "mixer", made),
         _encoding(config, "mixer_out"),
         Operation("matmul", "mixer.output", ("mixer_out",), "mixed", reading * width),
     ]
+
+
+def _output_norm(config: GooseConfig, part: str, given: str) -> list[Operation]:
+    made = {"mixer": "mixer_out_dense", "feed_forward": "ffn_mid_dense"}[part]
+    return [Operation("norm", f"{part}.output_norm", (given,), made)] if config.output_norm else []
 
 
 def _encoding(config: GooseConfig, site: str, part: str = "mixer", dense: str | None = None) -> Operation:

@@ -144,6 +144,10 @@ class GooseModel(GoosePreTrainedModel):
         """The mixers of all blocks, first to last."""
         return tuple(cast(GooseBlock, block).mixer for block in self.layers)
 
+    def mixer_norms(self) -> tuple[nn.Module, ...]:
+        """The norms before the mixers, first to last."""
+        return tuple(cast(GooseBlock, block).mixer_norm for block in self.layers)
+
     def _positions(self, x: Tensor, valid: Tensor | None, cache: RecurrentCache | None) -> Tensor:
         """Each column's place among the valid tokens of its row, [batch time]."""
         batch, time = x.shape[:2]

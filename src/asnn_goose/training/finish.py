@@ -16,9 +16,11 @@ from asnn_goose.checks import Check, check, quotient
 from asnn_goose.config import Recipe
 from asnn_goose.errors import MachineError
 from asnn_goose.evaluation.efficiency import model_flops_utilization, teacher_cost, training_flops_per_token
+from asnn_goose.evaluation.mac_counter import count_macs
 from asnn_goose.evaluation.student import probe_spikes, site_encoders, student_perplexity
 from asnn_goose.measurements import curve, curves_from_metrics
 from asnn_goose.models.build import fresh_student
+from asnn_goose.models.folding import folded
 from asnn_goose.models.loading import quiet_transformers
 from asnn_goose.models.plan import spike_fed_mac_share
 from asnn_goose.models.student import GooseForCausalLM
@@ -51,6 +53,9 @@ from asnn_goose.training.samples import sample_side_by_side
 from asnn_goose.training.stages import plan_stages
 
 TRAINING_FIGURE = "training"
+SHARE_TOLERANCE = 1e-6
+"""Between two quotients of integers, the spike-fed share as measured and as planned: the smallest layer of a block of
+SmolLM2-135M is 4e-5 of the whole."""
 
 
 def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
@@ -138,6 +143,7 @@ def gather_results(
     peak = peak_memory_bytes(loop.accelerator.device)
     parameters = student.num_parameters()
     environment = loop.material.folder.environment()
+    spikes = spike_result(loop, metrics)
     return Results(
         version=asnn_goose.__version__,
         recipe=environment["recipe"],
@@ -155,7 +161,7 @@ def gather_results(
         ),
         ratio=Ratio(to_teacher=quotient(state.best_perplexity, teacher_perplexity)),
         compression_ratio=quotient(teacher.parameters, parameters),
-        spikes=spike_result(loop, metrics),
+        spikes=spikes,
         temperature=Temperature(final=recipe.objective.temperature.value),
         throughput=Throughput(
             tokens_per_second=tokens_per_second,
@@ -175,7 +181,7 @@ def gather_results(
             rolled_back=state.roll_backs,
             stopped_early=stages[-1].stop_reason == "early_stopping",
         ),
-        checks=run_checks(evaluations, state.best_perplexity, state.skipped),
+        checks=run_checks(evaluations, state.best_perplexity, state.skipped, spikes),
         curves=curves_from_metrics(metrics),
     )
 
@@ -215,7 +221,10 @@ def protocol_result(loop: TrainingLoop) -> Protocol:
 
 
 def spike_result(loop: TrainingLoop, metrics: list[dict[str, Any]]) -> SpikeResult:
-    """Spike statistics of the saved weights on the probe text, with each site's density over the run."""
+    """Spike statistics of the saved weights on the probe text, with each site's density over the run.
+
+    What linear layers read is counted with amplitudes folded, as an event-driven product would have it.
+    """
     student = loop.material.student
     ids = loop.material.windows.probe(PROBE_TOKENS).to(loop.accelerator.device)
     layers = []
@@ -225,10 +234,14 @@ def spike_result(loop: TrainingLoop, metrics: list[dict[str, Any]]) -> SpikeResu
         history = curve(metrics, f"density.{name}")
         figures = statistics.as_floats() | encoder_statistics(encoders[name]).as_floats()
         layers.append(SiteSpikes(layer=int(layer), site=site, history=history, **figures))
+    counted = count_macs(folded(student), ids)
     return SpikeResult(
         density=_mean([entry.density for entry in layers]),
         events_per_activation=_mean([entry.events_per_activation for entry in layers]),
         spike_fed_mac_share=spike_fed_mac_share(student.config),
+        measured_spike_fed_mac_share=counted.spike_fed_share(),
+        additions_per_token=counted.additions_per_token,
+        silent_layers=counted.silent_layers,
         amplitudes=spike_amplitudes(student),
         layers=tuple(layers),
     )
@@ -244,12 +257,17 @@ def spike_amplitudes(student: GooseForCausalLM) -> dict[str, dict[str, float | N
     return amplitudes
 
 
-def run_checks(evaluations: tuple[float | None, ...], best: float | None, skipped: int) -> tuple[Check, ...]:
-    """What every sound run passes: it learned, and no step was lost to non-finite numbers."""
+def run_checks(
+    evaluations: tuple[float | None, ...], best: float | None, skipped: int, spikes: SpikeResult
+) -> tuple[Check, ...]:
+    """What every sound run passes: it learned, lost no step to non-finite numbers, and spikes are where they should."""
     untrained = evaluations[0] if evaluations else None
+    measured, planned = spikes.measured_spike_fed_mac_share, spikes.spike_fed_mac_share
+    off = None if measured is None or planned is None else abs(measured - planned)
     return (
         check("best perplexity over untrained perplexity", quotient(best, untrained), "<", 1.0),
         check("skipped steps", float(skipped), "<=", 0.0),
+        check("measured spike-fed share of MACs, off the planned one by", off, "<=", SHARE_TOLERANCE),
     )
 
 

@@ -16,10 +16,14 @@ from asnn_goose.models.calibration import (
     ENCODER_TOKENS,
     calibrate_encoders,
     calibrate_from_attention,
+    calibrate_outputs,
     calibrated_encoders,
     dense_encoders,
+    fit_output_norms,
+    without_output_norms,
 )
 from asnn_goose.models.from_teacher import kept_layers
+from asnn_goose.models.migration import migrate_outliers
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import BlockRecord, sublayer_records
 from asnn_goose.models.teacher import Teacher
@@ -76,17 +80,21 @@ def calibrate_student(
     batch = BatchPlan(text.rows(window), rows, recipe.training.seed).batch(0).to(accelerator.device)
     records: tuple[BlockRecord, ...] = ()
     if tokens:
-        with console.status("fitting timescales and gains to the teacher's attention"):
+        status = console.status("fitting timescales and gains to the teacher's attention")
+        dense = dense_encoders(student) if searched else nullcontext()
+        with status, dense, without_output_norms(student):
             blocks = replaced_blocks(recipe, material.teacher)
             records = sublayer_records(material.teacher.model, blocks, batch, "mixers")
-            with dense_encoders(student) if searched else nullcontext():
-                calibrate_from_attention(student, records)
+            calibrate_from_attention(student, records)
+    fit_output_norms(student, batch)
     if searched:
         with console.status("fitting thresholds to the student's activations"):
             calibrate_encoders(student, batch)
+            if recipe.spikes.migrate:
+                migrate_outliers(student, batch)
             if tokens:
-                # What is read behind the thresholds is known only now.
-                calibrate_from_attention(student, records)
+                # What is read behind the thresholds is known only now; rates and gains stay, channels may have moved.
+                calibrate_outputs(student, records)
 
 
 def measure_control(

@@ -19,6 +19,7 @@ from asnn_goose.config_training import (
     TrainingOptions,
 )
 from asnn_goose.errors import ConfigError
+from asnn_goose.models.calibration import output_norms
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import Sublayers
 from asnn_goose.spikes.encoder import SpikeEncoder
@@ -169,6 +170,7 @@ def copied_parameters(student: GooseForCausalLM, recipe: Recipe) -> set[nn.Param
     if recipe.student.initialization == "random":
         return set()
     fresh = new_mixer_parameters(student, isinstance(recipe.student, GooseStudent)) | encoder_parameters(student)
+    fresh |= {norm.weight for norm in output_norms(student)}
     return {parameter for parameter in student.parameters() if parameter not in fresh}
 
 
