@@ -150,7 +150,7 @@ class Spikes(Section):
     surrogate: Surrogate = Surrogate()
     """Stand-in derivative of the threshold."""
     membrane: LifMembrane | None = None
-    """Null encodes each token by itself."""
+    """Null encodes each token by itself; thresholds are calibrated as if it were null."""
 
     @model_validator(mode="after")
     def _signs_are_no_matrix_inputs(self) -> "Spikes":
