@@ -58,7 +58,7 @@ REFUSALS = {
     ),
     "data.rows.max_line_tokens=5": "data.rows.max_line_tokens does not apply to the chosen data.rows, which takes kind",
     "student.max_positions=9": "student.max_positions does not apply to the chosen student, which takes mixer, "
-    "initialization, keep_layers, positions, convolution, gate_rank, calibration_tokens, backend",
+    "initialization, keep_layers, positions, convolution, gate_rank, output_norm, calibration_tokens, backend",
     "training=3": "training needs exactly one budget, `steps` or `tokens`",
     "data={}": DATA_WAYS,
     "data.source=mixtures": DATA_WAYS,
