@@ -34,6 +34,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/kd_loss.py
 	$(BIN)/python benchmarks/delta.py
+	$(BIN)/python benchmarks/membrane.py
 	$(BIN)/python benchmarks/mixer_inputs.py
 	$(BIN)/python benchmarks/training_step.py
 

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from asnn_goose.config_student import ALL_SITES, GooseStudent, Spikes, Student, WkvStudent, spike_sites
+from asnn_goose.config_student import ALL_SITES, GooseStudent, LifMembrane, Spikes, Student, WkvStudent, spike_sites
 
 
 @pytest.mark.parametrize(("mixer", "choice"), [("wkv", WkvStudent), ("goose", GooseStudent)])
@@ -53,6 +53,18 @@ def test_amplitudes_by_sign_are_for_key_and_value_alone(sites):
     with pytest.raises(ValidationError, match=r"spikes\.amplitude=asymmetric is for the sites k and v"):
         Spikes(sites=sites, amplitude="asymmetric")
     assert Spikes(amplitude="asymmetric").amplitude == "asymmetric"
+
+
+@pytest.mark.parametrize("sites", ["all", ("k", "ffn_mid")])
+def test_membranes_are_for_encoded_sites(sites):
+    assert Spikes(sites=sites, membrane=LifMembrane(sites=("ffn_mid",))).membrane.beta == 0.9
+    with pytest.raises(ValidationError, match=r"spikes\.membrane\.sites names 'head_in', but what is encoded is k, "):
+        Spikes(sites=sites, membrane=LifMembrane(sites=("head_in",)))
+
+
+def test_a_membrane_needs_a_surrogate_that_sees_it():
+    with pytest.raises(ValidationError, match=r"recorded_ste passes gradients by the membrane: give clipped_ste"):
+        Spikes(membrane=LifMembrane(), surrogate={"kind": "recorded_ste"})
 
 
 @pytest.mark.parametrize("choice", [{"scale": "none"}, {"scale": "token", "calibrate": False}])

@@ -35,6 +35,18 @@ REFUSALS = {
     "spikes.levels=0": "spikes.levels: expected a value greater than or equal to 1, got 0",
     "spikes.threshold.kind=x": 'spikes.threshold.kind: expected one of fixed, learned, got "x"',
     "spikes.threshold={}": "spikes.threshold.kind: expected one of fixed, learned, got null",
+    "spikes.membrane=lif": 'spikes.membrane: expected a section with keys, got "lif"',
+    "spikes.membrane.kind=alif": "spikes.membrane.kind: expected 'lif', got \"alif\"",
+    "spikes.membrane.beta=1": "spikes.membrane.beta: expected a value less than 1, got 1",
+    "spikes.membrane.beta=-0.5": "spikes.membrane.beta: expected a value greater than or equal to 0, got -0.5",
+    "spikes.membrane.sites=[q]": (
+        "spikes.membrane.sites[0]: expected 'k', 'v', 'mixer_in', 'gate_mid', 'mixer_out', 'ffn_in', 'ffn_mid' or "
+        "'head_in', got \"q\""
+    ),
+    "spikes.membrane.sites=[ffn_in]": (
+        "spikes.membrane.sites names 'ffn_in', but what is encoded is k, v: give some of these, or add it to "
+        "spikes.sites"
+    ),
     "student.mixer=wkx": 'student.mixer: expected one of wkv, goose, got "wkx"',
     "spikes.level=2": "spikes.level: unknown key; did you mean spikes.levels?",
     "training.lr=1": "training.lr: unknown key; did you mean training.learning_rate?",
@@ -46,7 +58,7 @@ REFUSALS = {
     ),
     "data.rows.max_line_tokens=5": "data.rows.max_line_tokens does not apply to the chosen data.rows, which takes kind",
     "student.max_positions=9": "student.max_positions does not apply to the chosen student, which takes mixer, "
-    "initialization, keep_layers, positions, convolution, gate_rank, calibration_tokens, backend",
+    "initialization, keep_layers, positions, convolution, gate_rank, output_norm, calibration_tokens, backend",
     "training=3": "training needs exactly one budget, `steps` or `tokens`",
     "data={}": DATA_WAYS,
     "data.source=mixtures": DATA_WAYS,

@@ -105,6 +105,22 @@ class Surrogate(Section):
     """Factor on the surrogate gradient."""
 
 
+class LifMembrane(Section):
+    """What a spike leaves of an activation is carried to the next token: u_t = beta * (u_{t-1} - s_{t-1}) + z_t.
+
+    A leaky integrate-and-fire neuron with soft reset; z is the activation in steps, and the staircase takes u for z.
+    """
+
+    kind: Literal["lif"] = "lif"
+    beta: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """What a token leaves of the membrane; 0 remembers nothing."""
+    detach_reset: bool = False
+    """Whether gradients count what a spike takes off as a constant, as in snnTorch and, if asked to, in SpikingJelly.
+    They then add up over time, and under a surrogate as wide as the default one training may diverge."""
+    sites: Annotated[tuple[SpikeSite, ...], Field(strict=False)] | None = None
+    """Encoded sites that have a membrane; null is all of them."""
+
+
 class Spikes(Section):
     """Where the student spikes and how a real number becomes a spike."""
 
@@ -133,10 +149,18 @@ class Spikes(Section):
     chosen, where that brings the layers' outputs nearer to the dense student's; a head that reads spikes is untied."""
     surrogate: Surrogate = Surrogate()
     """Stand-in derivative of the threshold."""
+    membrane: LifMembrane | None = None
+    """Null encodes each token by itself; thresholds are calibrated as if it were null."""
 
     @model_validator(mode="after")
     def _signs_are_no_matrix_inputs(self) -> "Spikes":
         check_amplitude(self.amplitude, self.sites)
+        return self
+
+    @model_validator(mode="after")
+    def _membranes_have_sites(self) -> "Spikes":
+        if self.membrane is not None:
+            check_membrane(self.membrane.sites, self.sites, self.surrogate.kind)
         return self
 
     @model_validator(mode="after")
@@ -199,4 +223,24 @@ def check_amplitude(amplitude: str, sites: str | Sequence[str]) -> None:
         raise ValueError(
             "spikes.amplitude=asymmetric is for the sites k and v: a linear layer reads spikes once, without regard to "
             "sign; give none, scalar, channel or group"
+        )
+
+
+def check_membrane(chosen: Sequence[str] | None, sites: str | Sequence[str], surrogate: str) -> None:
+    """Refuse membranes at sites that are not encoded, and a surrogate that passes the membrane by.
+
+    Raises:
+        ValueError: There is such a site, or such a surrogate.
+    """
+    encoded = SITE_PRESETS.get(sites, ()) if isinstance(sites, str) else tuple(sites)
+    for site in chosen or ():
+        if site not in encoded:
+            raise ValueError(
+                f"spikes.membrane.sites names {site!r}, but what is encoded is {', '.join(encoded) or 'nothing'}: give "
+                "some of these, or add it to spikes.sites"
+            )
+    if surrogate == "recorded_ste":
+        raise ValueError(
+            "spikes.surrogate.kind=recorded_ste passes gradients by the membrane: give clipped_ste, ste or another, or "
+            "spikes.membrane=null"
         )

@@ -52,6 +52,11 @@ FORMS = {
         "mlp": "gelu", "mlp_bias": True, "attention_bias": True, "attention_output_bias": True,
         "spikes": {"sites": "all", "scale": "token"},
     },
+    "goose-llama-membranes": {
+        "mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "norm": "rmsnorm", "mlp": "swiglu", "positions": "rotary", "rotary_frequencies": [1.0, 0.3, 0.05],
+        "spikes": {"sites": "all+head", "scale": "token", "membrane": {"beta": 0.9}},
+    },
 }  # fmt: skip
 
 

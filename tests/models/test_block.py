@@ -9,6 +9,7 @@ from asnn_goose.models.block import GooseBlock, build_encoder, build_mixer, buil
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.wkv_mixer import WkvMixer
+from asnn_goose.spikes.membrane import MembraneSpec
 
 GOOSE = {"mixer": "goose", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
 
@@ -46,6 +47,22 @@ def test_norms_are_of_the_configured_kind(norm, kind):
 def test_encoder_options_reach_the_encoder():
     encoder = build_encoder(config(spikes={"levels": 2, "alpha": 0.5, "amplitude": "none", "scale": "token"}), "k", 12)
     assert (encoder.levels, encoder.alpha, encoder.amplitude, encoder.scale) == (2, 0.5, None, "token")
+
+
+def test_membranes_are_for_the_sites_that_are_asked_for():
+    spikes = {"sites": "all", "membrane": {"beta": 0.5, "detach_reset": True, "sites": ["v", "ffn_in"]}}
+    block = GooseBlock(config(**GOOSE, spikes=spikes), 0)
+    found = {site: part.membrane for half in (block.mixer, block.feed_forward) for site, part in half.encoders.items()}
+    assert {site for site, membrane in found.items() if membrane is not None} == {"v", "ffn_in"}
+    assert found["v"] == found["ffn_in"] == MembraneSpec(0.5, True)
+
+
+def test_a_block_that_nobody_watches_hands_no_membrane_out():
+    block = GooseBlock(config(**GOOSE, spikes={"sites": "all", "membrane": {}}), 0)
+    block.mixer.encoders["v"].counts_events = True
+    _, traces = run_block(block, torch.randn(2, 5, 12), None, None, None, watched=False)
+    assert set(traces) == {"v"}
+    assert traces["v"].values is traces["v"].membrane is None
 
 
 def test_a_block_adds_its_parts_to_the_stream():
@@ -89,7 +106,7 @@ weights = torch.randn(expected.shape, dtype=torch.float64)
 (expected * weights).sum().backward()
 gradients = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
 student.zero_grad()
-student.model.block_runner = torch.compile(run_block, dynamic=False, fullgraph=True)
+student.model.block_runner = torch.compile(run_block, dynamic=False, fullgraph=True, backend=BACKEND)
 found = student.model(input_ids=ids).last_hidden_state
 (found * weights).sum().backward()
 torch.testing.assert_close(found, expected)
@@ -106,9 +123,13 @@ EVERYWHERE = {"sites": "all+head", "levels": 3, "amplitude": "channel", "scale":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spikes", [{"amplitude": "none"}, EVERYWHERE], ids=["recorded", "everywhere"])
-def test_a_compiled_block_serves_all_layers_and_computes_the_same(spikes):
-    code = f"SPIKES = {spikes}\n{COMPILED}"
+@pytest.mark.parametrize(
+    ("spikes", "backend"),
+    [({"amplitude": "none"}, "inductor"), (EVERYWHERE, "inductor"), (EVERYWHERE | {"membrane": {}}, "aot_eager")],
+    ids=["recorded", "everywhere", "membranes"],
+)
+def test_a_compiled_block_serves_all_layers_and_computes_the_same(spikes, backend):
+    code = f"SPIKES, BACKEND = {spikes}, {backend!r}\n{COMPILED}"
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
 
@@ -152,11 +173,11 @@ def test_the_short_cuts_of_many_tokens_are_compiled_once_for_all_layers(sites):
     assert outcome.returncode == 0, outcome.stderr
 
 
-@pytest.mark.parametrize("sites", ["recorded", "all"])
-def test_a_block_that_is_computed_again_keeps_less_and_has_the_same_gradients(sites):
+@pytest.mark.parametrize("spikes", [{"sites": "recorded"}, {"sites": "all"}, {"sites": "all", "membrane": {}}], ids=str)
+def test_a_block_that_is_computed_again_keeps_less_and_has_the_same_gradients(spikes):
     torch.manual_seed(0)
     block, x = (
-        GooseBlock(config(**GOOSE, spikes={"sites": sites}), 0).double(),
+        GooseBlock(config(**GOOSE, spikes=spikes), 0).double(),
         torch.randn(2, 5, 12, dtype=torch.float64),
     )
     results = []

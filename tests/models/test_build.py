@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from asnn_goose.config_student import GooseStudent, LearnedThreshold, Spikes, Surrogate, WkvStudent
+from asnn_goose.config_student import GooseStudent, LearnedThreshold, LifMembrane, Spikes, Surrogate, WkvStudent
 from asnn_goose.errors import ConfigError
 from asnn_goose.models.build import build_student, check_windows, fresh_student, student_config
 from asnn_goose.models.loading import LoadedModel
@@ -29,6 +29,7 @@ def test_every_choice_of_the_recipe_reaches_the_model(teacher):
     spikes = Spikes(
         sites=("v",), levels=3, threshold=LearnedThreshold(alpha=0.7), amplitude="channel", scale="token",
         surrogate=Surrogate(kind="atan", width=0.5, gradient_scale=2.0),
+        membrane=LifMembrane(beta=0.7, detach_reset=True),
     )  # fmt: skip
     block = fresh_student(student_config(student, spikes, teacher), seed=0).model.layers[1]
     encoder = block.mixer.encoders["v"]
@@ -36,6 +37,7 @@ def test_every_choice_of_the_recipe_reaches_the_model(teacher):
     assert (encoder.levels, encoder.scale, encoder.amplitude.shape) == (3, "token", (16,))
     assert encoder.alpha.item() == pytest.approx(0.7)
     assert vars(encoder.surrogate) == {"kind": "atan", "width": 0.5, "gradient_scale": 2.0}
+    assert vars(encoder.membrane) == {"beta": 0.7, "detach_reset": True}
     assert block.feed_forward.gate.weight.shape == (20, 16)
     assert type(block.mixer_norm) is torch.nn.RMSNorm
 

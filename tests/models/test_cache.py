@@ -9,6 +9,13 @@ from asnn_goose.models.cache import RecurrentCache
 ROUNDING = {"rtol": 0.0, "atol": 1e-11}
 GREEDY = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
 PARTS = ("state", "shift", "tokens_seen")
+MEMBRANES = {"spikes": {"sites": "all+head", "scale": "token", "membrane": {"beta": 0.9}}}
+
+
+@pytest.fixture(params=[{}, MEMBRANES], ids=["default", "membranes"])
+def plain_student(request, make_student):
+    """A student of the default form, and one with a membrane at each site."""
+    return make_student(**request.param)
 
 
 @torch.no_grad()
@@ -20,6 +27,7 @@ def assert_same_memory(cache, expected):
     for layer, other in zip(cache.layers, expected.layers, strict=True):
         for part in PARTS:
             torch.testing.assert_close(getattr(layer, part), getattr(other, part), **ROUNDING)
+        torch.testing.assert_close(layer.membranes, other.membranes, **ROUNDING)
 
 
 @pytest.fixture
@@ -36,6 +44,15 @@ def test_size_does_not_grow_with_the_context(make_student):
     ]
     assert sizes[0] == sizes[1] == sizes[2]
     assert sum(sizes[0].values()) == 3 * (24 + 24 + 1 + 1)
+
+
+def test_a_membrane_is_one_number_a_channel_and_the_heads_lies_with_the_last_layer(make_student, ids):
+    first, _, last = cache_after(make_student(**MEMBRANES), ids).layers
+    widths = {"k": 24, "v": 24, "mixer_out": 24, "ffn_in": 24, "ffn_mid": 96}
+    assert {site: part.shape for site, part in first.membranes.items()} == {
+        site: (3, width) for site, width in widths.items()
+    }
+    assert set(last.membranes) == {*widths, "head_in"}
 
 
 @pytest.mark.parametrize("padding", [(4, 0), (0, 4)])
@@ -162,8 +179,9 @@ def test_an_offloaded_cache_continues_as_before(memory, plain_student, ids):
 
 @torch.no_grad()
 def test_the_state_is_float32_in_a_bfloat16_student(make_student, ids):
-    layer = cache_after(make_student().bfloat16(), ids).layers[0]
+    layer = cache_after(make_student(spikes={"membrane": {}}).bfloat16(), ids).layers[0]
     assert layer.state.dtype == torch.float32
+    assert {membrane.dtype for membrane in layer.membranes.values()} == {torch.float32}
     assert layer.shift.dtype == torch.bfloat16
 
 

@@ -49,6 +49,8 @@ def test_a_configuration_saved_is_the_configuration_loaded(tmp_path):
         {"spikes": {"scale": "batch"}},
         {"spikes": {"surrogate": {"kind": "hat"}}},
         {"spikes": {"level": 2}},
+        {"spikes": {"membrane": {"kind": "alif"}}},
+        {"spikes": {"membrane": {"leak": 0.5}}},
     ],
     ids=str,
 )
@@ -59,6 +61,32 @@ def test_a_choice_this_version_does_not_know_is_refused(choice):
 
 def test_the_dense_twin_has_no_sites_whatever_it_names():
     assert GooseConfig(spikes={"sites": "all", "encoder": "dense"}).spikes["sites"] == []
+
+
+def test_a_membrane_takes_its_defaults_and_is_kept_in_json(tmp_path):
+    config = GooseConfig(spikes={"membrane": {"sites": ("v",)}})
+    assert config.spikes["membrane"] == {"kind": "lif", "beta": 0.9, "detach_reset": False, "sites": ["v"]}
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).spikes == config.spikes
+
+
+@pytest.mark.parametrize(
+    ("membrane", "others", "told"),
+    [
+        ({"beta": 1.0}, {}, "beta must be in"),
+        ({"sites": ["ffn_in"]}, {}, "names 'ffn_in', but what is encoded is k, v"),
+        ({"sites": ["mixer_in"]}, {"sites": "all"}, "names 'mixer_in', but what is encoded is k, v, mixer_out"),
+        ({}, {"surrogate": {"kind": "recorded_ste"}}, "recorded_ste passes gradients by the membrane"),
+    ],
+)
+def test_a_membrane_that_no_encoder_can_have_is_refused_in_one_line(membrane, others, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        GooseConfig(spikes={"membrane": membrane, **others})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_dense_twin_may_name_a_membrane():
+    assert GooseConfig(spikes={"encoder": "dense", "membrane": {"sites": ["v"]}}).spikes["sites"] == []
 
 
 def test_amplitudes_by_sign_are_refused_where_a_matrix_reads_them():

@@ -5,6 +5,7 @@ from torch import nn
 from asnn_goose.models import fused_inputs as module
 from asnn_goose.models.fused_inputs import fusible
 from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.membrane import MembraneSpec
 from asnn_goose.spikes.surrogate import SurrogateSpec
 
 pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to fuse a mixer's inputs")
@@ -42,6 +43,7 @@ def test_what_the_operator_can_express_is_fused(choices):
         {"dtype": torch.float64}, {"taps": torch.bfloat16}, {"heads": (2, 1, 24)}, {"heads": (64, 64, 64)},
         {"levels": 200}, {"amplitude": "scalar"}, {"amplitude": "channel"}, {"learn_alpha": True},
         {"surrogate": SurrogateSpec("atan")}, {"surrogate": SurrogateSpec("recorded_ste")},
+        {"membrane": MembraneSpec()},
     ],
 )  # fmt: skip
 def test_what_it_cannot_express_is_left_to_torch(choices):

@@ -1,4 +1,4 @@
-"""Laws 1 to 4 and 14 at each site by itself and at all, for encoders that differ in every option; in float64."""
+"""Laws 1 to 4, 14 and 16 at each site by itself and at all, for encoders that differ in every option; in float64."""
 
 import pytest
 import torch
@@ -24,23 +24,36 @@ ENCODERS = {
     },
     "triangle": {"levels": 2, "scale": "token", "surrogate": {"kind": "triangle", "width": 0.5}},
 }
-CASES = [
-    *(("goose", [site]) for site in ("mixer_in", "gate_mid", "mixer_out", "ffn_in", "ffn_mid", "head_in")),
-    ("goose", "all+head"),
-    ("wkv", "all+head"),
+MEMBRANES = {
+    "membrane": {"levels": 2, "scale": "token", "membrane": {"beta": 0.9}},
+    "membrane-detached-binary": {
+        "encoder": "binary", "amplitude": "channel", "scale": "token", "learn_alpha": True, "alpha": 0.5,
+        "membrane": {"beta": 0.6, "detach_reset": True},
+    },
+    "membrane-beside-none": {"membrane": {"sites": ["v", "mixer_out", "ffn_mid", "head_in"]}},
+}  # fmt: skip
+CASES = {
+    **{
+        f"goose-{site}": ("goose", [site])
+        for site in ("mixer_in", "gate_mid", "mixer_out", "ffn_in", "ffn_mid", "head_in")
+    },
+    "goose-everywhere": ("goose", "all+head"),
+    "wkv-everywhere": ("wkv", "all+head"),
+}
+# Membranes at each site by itself would tell no more than all of them together.
+PAIRS = [
+    *((case, encoder) for case in CASES for encoder in ENCODERS),
+    *((case, encoder) for case in ("goose-everywhere", "wkv-everywhere") for encoder in MEMBRANES),
 ]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1] if isinstance(case[1], str) else case[1][0]}")
-def case(request):
-    return request.param
-
-
-@pytest.fixture(params=ENCODERS)
-def student(request, case, make_student):
-    """A student that spikes at the case's sites."""
-    mixer, sites = case
-    return make_student(**(GOOSE if mixer == "goose" else {}), spikes={"sites": sites, **ENCODERS[request.param]})
+@pytest.fixture(params=PAIRS, ids="-".join)
+def student(request, make_student):
+    """A student that spikes at the case's sites, by the encoder of that name."""
+    case, encoder = request.param
+    mixer, sites = CASES[case]
+    spikes = {"sites": sites, **(ENCODERS | MEMBRANES)[encoder]}
+    return make_student(**(GOOSE if mixer == "goose" else {}), spikes=spikes)
 
 
 def embeddings(seed=2):
@@ -106,7 +119,7 @@ def test_silent_tokens_stay_finite_forward_and_backward(student):
 
 
 @torch.no_grad()
-def test_sites_that_are_asked_for_leave_integer_spikes(student, ids, case):
+def test_sites_that_are_asked_for_leave_integer_spikes(student, ids):
     found = student(ids, output_spikes=True).spikes
     levels = student.config.spikes["levels"]
     wanted = set(student.config.spikes["sites"])

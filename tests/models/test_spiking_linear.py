@@ -2,8 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from asnn_goose.models.spiking_linear import LayerInput, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import (
+    Before,
+    LayerInput,
+    encode_site,
+    layer_input,
+    membranes_after,
+    spiking_linear,
+)
 from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.membrane import MembraneSpec
 from asnn_goose.spikes.surrogate import SurrogateSpec
 
 WIDTH, COLUMNS = 10, 7
@@ -37,15 +45,37 @@ def test_a_layer_gives_what_it_gives_for_the_numbers_its_spikes_stand_for(bias, 
     torch.testing.assert_close(found, part(made["ffn_in"](x).dense()), **ROUNDING)
 
 
+@pytest.mark.parametrize("membrane", [None, MembraneSpec()])
 @pytest.mark.parametrize("amplitude", ["none", "scalar"])
-def test_a_hook_on_the_layer_sees_integers(amplitude):
+def test_a_hook_on_the_layer_sees_integers(amplitude, membrane):
     seen, part = [], layer()
     part.register_forward_hook(lambda module, given, result: seen.append(given[0]))
     traces = {}
-    given = layer_input(encoders(levels=2, amplitude=amplitude, scale="token"), "ffn_in", noise(3, 9, WIDTH), traces)
-    spiking_linear(part, given)
+    made = encoders(levels=2, amplitude=amplitude, scale="token", membrane=membrane)
+    spiking_linear(part, layer_input(made, "ffn_in", noise(3, 9, WIDTH), traces))
     assert set(seen[0].unique().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
     assert torch.equal(seen[0], traces["ffn_in"].values)
+
+
+def test_a_site_takes_its_membrane_from_before_and_leaves_it_in_its_trace():
+    made, x, traces, first = encoders(membrane=MembraneSpec()), noise(2, 9, WIDTH).requires_grad_(), {}, {}
+    made["ffn_in"].counts_events = True
+    whole = encode_site(made, "ffn_in", x, traces)
+    encode_site(made, "ffn_in", x[:, :4], first)
+    padded = torch.tensor([[True, False, True, True, True, True]] * 2)
+    rest = torch.cat((x[:, 4:5], 9 * noise(2, 1, WIDTH), x[:, 5:]), dim=1)
+    second = encode_site(made, "ffn_in", rest, first, Before(membranes_after(first), padded))
+    assert torch.equal(second[:, [0, 2, 3, 4, 5]], whole[:, 4:])
+    assert second[:, 1].count_nonzero() == 0
+    assert torch.equal(first["ffn_in"].membrane, traces["ffn_in"].membrane)
+    assert traces["ffn_in"].events == traces["ffn_in"].values.abs().mean() > 0
+    assert traces["ffn_in"].events.requires_grad
+
+
+def test_a_site_without_a_membrane_leaves_none():
+    traces = {}
+    layer_input(encoders(), "ffn_in", noise(2, 4, WIDTH), traces, Before({}, None))
+    assert membranes_after(traces) == {}
 
 
 def test_without_an_encoder_a_layer_reads_its_input():

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asnn_goose.spikes import encoder as module
 from asnn_goose.spikes.encoder import LEAST_WORTHWHILE, WIDEST_ON_GPU, SpikeEncoder
+from asnn_goose.spikes.membrane import MembraneSpec
 from asnn_goose.spikes.surrogate import SurrogateSpec
 
 # Ten numbers whose mean magnitude is 1, so that with alpha = 1 the threshold is 1, the step 2 and z = x / 2.
@@ -291,6 +292,67 @@ def test_a_stored_alpha_is_a_weight_that_does_not_learn():
     assert not spiking(token()).values.requires_grad
 
 
-@pytest.mark.parametrize("choices", [{"kind": "binary"}, {"store_alpha": True}])
+@pytest.mark.parametrize("choices", [{"kind": "binary"}, {"store_alpha": True}, {"membrane": MembraneSpec()}])
 def test_what_the_kernels_cannot_express_is_encoded_by_torch(choices):
     assert not takes_triton(LEAST_WORTHWHILE["cuda"], **choices)
+
+
+WITHOUT_MEMORY = MembraneSpec(beta=0.0)
+ANY = {"levels": 2, "scale": "token", "amplitude": "channel", "learn_alpha": True, "alpha": 0.6}
+
+
+@pytest.mark.parametrize("kind", ["ternary", "binary", "quantized"])
+@pytest.mark.parametrize("surrogate", ["clipped_ste", "ste", "atan"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_membrane_that_leaks_all_is_the_encoder_without(kind, surrogate, detach):
+    found = []
+    for membrane in (None, MembraneSpec(0.0, detach)):
+        spiking = encoder(kind=kind, surrogate=SurrogateSpec(surrogate), membrane=membrane, **ANY)
+        x = random_tokens(3, 7, 10).requires_grad_()
+        dense = spiking(x).dense()
+        (dense * random_tokens(3, 7, 10, seed=1)).sum().backward()
+        found.append([dense, x.grad, *(part.grad for part in spiking.parameters())])
+    assert all(torch.equal(*parts) for parts in zip(*found, strict=True))
+
+
+def test_a_membrane_adds_up_what_is_too_small_for_a_spike():
+    # Each token's step is 2 and its first z 1/4: without a membrane it never spikes.
+    x = torch.tensor([0.5, 1.5], dtype=torch.float64).expand(1, 6, 2)
+    made = SpikeEncoder(2, amplitude="none", membrane=MembraneSpec(0.875)).double()
+    # 1/4, 15/32, then 0.66 fires and leaves -0.34; -0.0477, 0.208, 0.432.
+    assert made(x).values[0, :, 0].tolist() == [0, 0, 1, 0, 0, 0]
+    assert SpikeEncoder(2, amplitude="none").double()(x).values[..., 0].count_nonzero() == 0
+
+
+def test_a_membrane_carried_over_a_cut_makes_the_spikes_of_the_whole():
+    spiking, x = encoder(membrane=MembraneSpec(), levels=2), random_tokens(3, 9, 10)
+    whole = spiking(x)
+    first = spiking(x[:, :4])
+    second = spiking(x[:, 4:], first.membrane)
+    assert torch.equal(torch.cat((first.values, second.values), dim=1), whole.values)
+    assert torch.equal(second.membrane, whole.membrane)
+
+
+@pytest.mark.parametrize("membrane", [WITHOUT_MEMORY, MembraneSpec(0.9)])
+@pytest.mark.parametrize("hardness", [0.0, 0.25, 1.0])
+def test_a_ramp_blends_the_activation_with_the_spikes_by_which_the_membrane_evolves(hardness, membrane):
+    spiking, x = encoder(membrane=membrane, scale="token"), random_tokens(2, 9, 10).requires_grad_()
+    hard = spiking(x)
+    z = x / hard.token_scale
+    spiking.hardness = torch.tensor(hardness)
+    found = spiking(x)
+    assert torch.equal(found.membrane, hard.membrane)
+    torch.testing.assert_close(found.values, z + hardness * (hard.values - z), **CLOSE)
+    if hardness in (0.0, 1.0):
+        assert torch.equal(found.values, hard.values if hardness else z)
+        weights = random_tokens(2, 9, 10, seed=1)
+        gradients = [
+            torch.autograd.grad((part * weights).sum(), x, retain_graph=True)[0]
+            for part in (found.values, hard.values if hardness else z)
+        ]
+        assert torch.equal(*gradients)
+
+
+def test_the_recorded_estimator_has_no_membrane():
+    with pytest.raises(ValueError, match="give a membrane another surrogate"):
+        encoder(surrogate=RECORDED, membrane=MembraneSpec())

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from asnn_goose.spikes.surrogate import SurrogateSpec, surrogate_derivative
+from asnn_goose.spikes.surrogate import SurrogateSpec, staircase, surrogate_derivative
 
 # The logistic density at one half-width from the threshold: 4 s(2) (1 - s(2)) = 1 / cosh(1)^2.
 SIGMOID_AT_WIDTH = 1.0 / math.cosh(1.0) ** 2
@@ -11,6 +11,12 @@ SIGMOID_AT_WIDTH = 1.0 / math.cosh(1.0) ** 2
 
 def derivative(points, levels=1, **spec):
     return surrogate_derivative(torch.tensor(points, dtype=torch.float64), levels, SurrogateSpec(**spec)).tolist()
+
+
+def test_the_staircase_steps_at_halves_up_to_its_levels_and_without_sign_is_flat_below_zero():
+    points = torch.tensor([-9.0, -1.5, -0.5, -0.49, 0.0, 0.49, 0.5, 1.49, 1.5, 9.0])
+    assert staircase(points, 2).tolist() == [-2, -2, -1, 0, 0, 0, 1, 1, 2, 2]
+    assert staircase(points, 2, signed=False).tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

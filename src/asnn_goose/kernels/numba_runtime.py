@@ -3,7 +3,7 @@
 Raises MachineError at import where numba is missing, so that a caller can fall back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import cache
 from typing import Any, no_type_check
 from warnings import catch_warnings, simplefilter
@@ -27,12 +27,12 @@ except ImportError as error:
 # Long enough to stream from memory, short enough to give a small batch of wide rows to several threads.
 BLOCK_CHANNELS = 384
 # Fusing multiply and add is the one liberty the compiler takes: it rounds once instead of twice.
-LIBERTIES = {"contract"}
+LIBERTIES = frozenset({"contract"})
 
 
-def compile_kernel(kernel: Callable[..., None]) -> Callable[..., None]:
+def compile_kernel(kernel: Callable[..., None], liberties: Set[str] = LIBERTIES) -> Callable[..., None]:
     """The kernel as machine code, kept on disk between processes where some folder can be written."""
-    options = {"parallel": True, "nogil": True, "fastmath": LIBERTIES}
+    options = {"parallel": True, "nogil": True, "fastmath": set(liberties)}
     try:
         compiled: Callable[..., None] = numba.njit(cache=True, **options)(kernel)
     except RuntimeError as error:

@@ -25,7 +25,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 @triton.jit
 @no_type_check
-def _there(first, time, tile: tl.constexpr, whole: tl.constexpr):
+def steps_there(first, time, tile: tl.constexpr, whole: tl.constexpr):
     """Whether each of a tile's steps lies before the end: True when compiling a whole tile, which needs no masks."""
     there = ()
     for step in tl.static_range(tile):
@@ -35,7 +35,7 @@ def _there(first, time, tile: tl.constexpr, whole: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _live(valid, first, there, masked: tl.constexpr, tile: tl.constexpr):
+def live_steps(valid, first, there, masked: tl.constexpr, tile: tl.constexpr):
     """Whether each of a tile's steps changes the state."""
     live = ()
     for step in tl.static_range(tile):
@@ -45,7 +45,7 @@ def _live(valid, first, there, masked: tl.constexpr, tile: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _take(pointers, first, stride: tl.constexpr, there, inside, tile: tl.constexpr):
+def take_steps(pointers, first, stride: tl.constexpr, there, inside, tile: tl.constexpr):
     """A tile's steps from `first` on; zeros behind the end."""
     places = pointers + first * stride
     taken = ()
@@ -56,7 +56,7 @@ def _take(pointers, first, stride: tl.constexpr, there, inside, tile: tl.constex
 
 @triton.jit
 @no_type_check
-def _block(width: tl.constexpr, block: tl.constexpr):
+def block_of_row(width: tl.constexpr, block: tl.constexpr):
     """This program's row and channels, and which of those exist: all of them when compiling a width of whole blocks."""
     blocks: tl.constexpr = (width + block - 1) // block
     channels = (tl.program_id(0) % blocks) * block + tl.arange(0, block)
@@ -71,11 +71,11 @@ def _advance(
     v_time: tl.constexpr, masked: tl.constexpr, tile: tl.constexpr, whole: tl.constexpr,
 ):  # fmt: skip
     """The state after one tile; those on the way are stored."""
-    there = _there(first, time, tile, whole)
+    there = steps_there(first, time, tile, whole)
     first = tl.cast(first, tl.int64)
-    keys = _take(k, first, k_time, there, inside, tile)
-    values = _take(v, first, v_time, there, inside, tile)
-    live = _live(valid, first, there, masked, tile)
+    keys = take_steps(k, first, k_time, there, inside, tile)
+    values = take_steps(v, first, v_time, there, inside, tile)
+    live = live_steps(valid, first, there, masked, tile)
     # No load may sink below this line; left alone, the compiler saves registers by waiting for memory more than once.
     tl.debug_barrier()
     places = states + first * width
@@ -93,7 +93,7 @@ def scan_kernel(
     masked: tl.constexpr, block: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """The state after each step and after the last one."""
-    row, channels, inside = _block(width, block)
+    row, channels, inside = block_of_row(width, block)
     k += row * k_batch + channels
     v += row * v_batch + channels
     valid += row * time
@@ -120,12 +120,12 @@ def _retreat(
     masked: tl.constexpr, tile: tl.constexpr, whole: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the state before one tile from that behind it, and the decay's with the tile's share."""
-    there = _there(first, time, tile, whole)
+    there = steps_there(first, time, tile, whole)
     first = tl.cast(first, tl.int64)
-    arriving = _take(states_gradient, first, states_time, there, inside, tile)
-    keys = _take(k, first, k_time, there, inside, tile)
-    values = _take(v, first, v_time, there, inside, tile)
-    live = _live(valid, first, there, masked, tile)
+    arriving = take_steps(states_gradient, first, states_time, there, inside, tile)
+    keys = take_steps(k, first, k_time, there, inside, tile)
+    values = take_steps(v, first, v_time, there, inside, tile)
+    live = live_steps(valid, first, there, masked, tile)
     edge = tl.load(states + (first - 1) * width, mask=inside & (first > 0), other=0.0)
     # As in `_advance`: without it the gradients are asked for only when the keys have come.
     tl.debug_barrier()
@@ -154,7 +154,7 @@ def reverse_scan_kernel(
     masked: tl.constexpr, block: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """Every gradient, that of the decay as the share of each row."""
-    row, channels, inside = _block(width, block)
+    row, channels, inside = block_of_row(width, block)
     once = row * width + channels
     k += row * k_batch + channels
     v += row * v_batch + channels

@@ -12,9 +12,10 @@ from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer, GooseShape
 from asnn_goose.models.mixers import FeedForward, MixerMemory
 from asnn_goose.models.rotary import RotaryPositions, Tables
-from asnn_goose.models.spiking_linear import SiteTrace, Traces
+from asnn_goose.models.spiking_linear import Before, SiteTrace, Traces, membranes_after
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.membrane import MembraneSpec
 from asnn_goose.spikes.surrogate import SurrogateSpec
 
 BlockRunner = Callable[..., tuple[Tensor, Traces]]
@@ -52,12 +53,14 @@ class GooseBlock(nn.Module):
         """
         memory = None
         if cache is not None and cache.state is not None and cache.shift is not None:
-            memory = MixerMemory(cache.state, cache.shift)
+            memory = MixerMemory(cache.state, cache.shift, cache.membranes)
         mixed = self.mixer(self.mixer_norm(x), memory, valid, tables)
+        x = x + mixed.residual
+        before = Before({} if cache is None else cache.membranes, valid)
+        fed, traces = self.feed_forward(self.feed_forward_norm(x), before)
         if cache is not None:
             cache.update(mixed.memory.state, mixed.memory.shift)
-        x = x + mixed.residual
-        fed, traces = self.feed_forward(self.feed_forward_norm(x))
+            cache.remember({**mixed.memory.membranes, **membranes_after(traces)})
         return x + fed, mixed.traces | traces
 
 
@@ -142,6 +145,8 @@ def build_encoders(config: GooseConfig, widths: Mapping[str, int]) -> dict[str, 
 def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
     """A spike encoder as the configuration describes it; only linear layers' inputs have thresholds of their own."""
     spikes = cast(dict[str, Any], config.spikes)
+    membrane = spikes["membrane"]
+    leaks = membrane is not None and (membrane["sites"] is None or site in membrane["sites"])
     return SpikeEncoder(
         width=width,
         levels=spikes["levels"],
@@ -153,4 +158,5 @@ def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
         kind=spikes["encoder"],
         group_channels=spikes["group_channels"],
         store_alpha=spikes["store_alpha"] and site not in ("k", "v"),
+        membrane=MembraneSpec(membrane["beta"], membrane["detach_reset"]) if leaks else None,
     )

@@ -174,6 +174,7 @@ def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
             "scale": spikes.scale,
             "store_alpha": spikes.calibrate and spikes.scale == "token",
             "surrogate": spikes.surrogate.model_dump(),
+            "membrane": None if spikes.membrane is None else spikes.membrane.model_dump(),
         },
         "teacher_name": teacher.name,
         "vocabulary_hash": teacher.vocabulary_hash,

@@ -1,5 +1,7 @@
 """What the student remembers between calls: one state, one token-shift tail and a position counter a layer.
 
+Encoders with a membrane add one number a channel each.
+
 Unlike a key-value cache it does not grow with the context. It speaks transformers' cache interface, so that
 `generate`, beam search and continuation from a returned cache work as with any model.
 """
@@ -18,6 +20,7 @@ class RecurrentLayer(CacheLayerMixin):
     Attributes:
         state: Recurrent state, [batch, ...] as the mixer has it, float32 or float64; None before the first token.
         shift: What the mixer needs of the last valid tokens themselves, [batch, ...].
+        membranes: Of encoders that have one, [batch, width], by site; the head's is with the last layer's.
         tokens_seen: Valid tokens each row has consumed, [batch]; padding is not counted.
         columns: Columns consumed, padding included: what `get_seq_length` returns.
     """
@@ -31,6 +34,7 @@ class RecurrentLayer(CacheLayerMixin):
         super().__init__()
         self.state: Float[Tensor, "batch ..."] | None = None
         self.shift: Float[Tensor, "batch ..."] | None = None
+        self.membranes: dict[str, Float[Tensor, "batch width"]] = {}
         self.tokens_seen: Int[Tensor, " batch"] | None = None
         self.columns = 0
 
@@ -48,6 +52,10 @@ class RecurrentLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.state, self.shift = key_states, value_states
         return key_states, value_states
+
+    def remember(self, membranes: Mapping[str, Float[Tensor, "batch width"]]) -> None:
+        """Replace the membranes of the given sites."""
+        self.membranes = {**self.membranes, **membranes}
 
     def advance(self, columns: int, tokens: Int[Tensor, " batch"]) -> None:
         """Count columns consumed and, for each row, the valid tokens among them."""
@@ -81,7 +89,7 @@ class RecurrentLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.state = self.shift = self.tokens_seen = None
-        self.columns = 0
+        self.membranes, self.columns = {}, 0
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -107,6 +115,7 @@ class RecurrentLayer(CacheLayerMixin):
         if self.state is not None and self.shift is not None and self.tokens_seen is not None:
             self.state, self.shift = function(self.state), function(self.shift)
             self.tokens_seen = function(self.tokens_seen)
+            self.membranes = {site: function(membrane) for site, membrane in self.membranes.items()}
 
 
 class RecurrentCache(Cache):
@@ -130,6 +139,7 @@ class RecurrentCache(Cache):
                 tensors[f"{index}.shift"] = layer.shift.contiguous()
                 tensors[f"{index}.tokens_seen"] = layer.tokens_seen.contiguous()
                 tensors[f"{index}.columns"] = torch.tensor(layer.columns)
+                tensors |= {f"{index}.membrane.{site}": part.contiguous() for site, part in layer.membranes.items()}
         return tensors
 
     @classmethod
@@ -141,4 +151,6 @@ class RecurrentCache(Cache):
                 layer.update(tensors[f"{index}.state"], tensors[f"{index}.shift"])
                 layer.tokens_seen = tensors[f"{index}.tokens_seen"]
                 layer.columns = int(tensors[f"{index}.columns"])
+                prefix = f"{index}.membrane."
+                layer.remember({key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)})
         return cache

@@ -1,12 +1,23 @@
 """The student's configuration as transformers knows it: what config.json of a saved student holds."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, get_args
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from asnn_goose.config_student import GooseStudent, Spikes, Surrogate, WkvStudent, check_amplitude, spike_sites
+from asnn_goose.config_student import (
+    GooseStudent,
+    LifMembrane,
+    Spikes,
+    Surrogate,
+    WkvStudent,
+    check_amplitude,
+    check_membrane,
+    spike_sites,
+)
 from asnn_goose.config_text import Section
+from asnn_goose.spikes.membrane import MembraneSpec
 
 DEFAULT_SPIKES: dict[str, Any] = {
     "sites": ["k", "v"],
@@ -19,6 +30,7 @@ DEFAULT_SPIKES: dict[str, Any] = {
     "scale": "none",
     "store_alpha": False,
     "surrogate": {"kind": "clipped_ste", "width": 1.0, "gradient_scale": 1.0},
+    "membrane": None,
 }
 
 
@@ -112,6 +124,8 @@ class GooseConfig(PreTrainedConfig):
             self._check_heads()
         check_spikes(self.spikes)
         sites = spike_sites(self.spikes["sites"], self.mixer, self.gate_rank)
+        if self.spikes["membrane"] is not None:
+            self.spikes["membrane"] = checked_membrane(self.spikes, sites)
         self.spikes["sites"] = [] if self.spikes["encoder"] == "dense" else list(sites)
         super().__post_init__(**kwargs)
 
@@ -138,6 +152,21 @@ def check_spikes(spikes: dict[str, Any]) -> None:
         check_choice(f"spikes.{name}", spikes[name], _options(Spikes, name))
     check_amplitude(spikes["amplitude"], spikes["sites"])
     check_choice("spikes.surrogate.kind", spikes["surrogate"].get("kind", "clipped_ste"), _options(Surrogate, "kind"))
+
+
+def checked_membrane(spikes: dict[str, Any], sites: Sequence[str]) -> dict[str, Any]:
+    """The membrane that spike options ask for, with its defaults, if encoders at these sites can have it.
+
+    Raises:
+        ValueError: A key, a choice or a number that this version does not know, or a site that is not encoded.
+    """
+    membrane = {**LifMembrane().model_dump(), **spikes["membrane"]}
+    for key in membrane:
+        check_choice("spikes.membrane", key, tuple(LifMembrane.model_fields))
+    check_choice("spikes.membrane.kind", membrane["kind"], _options(LifMembrane, "kind"))
+    MembraneSpec(membrane["beta"], membrane["detach_reset"])
+    check_membrane(membrane["sites"], sites, spikes["surrogate"].get("kind", "clipped_ste"))
+    return {**membrane, "sites": None if membrane["sites"] is None else list(membrane["sites"])}
 
 
 def check_choice(name: str, value: Any, options: tuple[str, ...]) -> None:

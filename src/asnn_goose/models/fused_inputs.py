@@ -47,7 +47,7 @@ def fused_inputs(
 
 
 def _expressible(encoder: Any) -> bool:
-    """A given threshold factor, no amplitude, a known surrogate, no blending, and nobody who watches the encoder."""
+    """A given threshold factor, no amplitude, a known surrogate, no blending or membrane, and nobody who watches it."""
     return (
         isinstance(encoder, SpikeEncoder)
         and encoder.kind == "ternary"
@@ -55,6 +55,7 @@ def _expressible(encoder: Any) -> bool:
         and not isinstance(encoder.alpha, nn.Parameter)
         and encoder.amplitude is None
         and encoder.hardness is None
+        and encoder.membrane is None
         and not encoder.counts_events
         and encoder.surrogate.kind in SURROGATES
     )

@@ -14,7 +14,15 @@ from asnn_goose.models.fused_inputs import fused_inputs, fusible
 from asnn_goose.models.joint_linear import joinable, joint_linear
 from asnn_goose.models.mixers import MixerMemory, MixerOutput
 from asnn_goose.models.rotary import RotaryPositions, Tables, turn
-from asnn_goose.models.spiking_linear import LayerInput, Traces, encode_site, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import (
+    Before,
+    LayerInput,
+    Traces,
+    encode_site,
+    layer_input,
+    membranes_after,
+    spiking_linear,
+)
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
@@ -180,13 +188,13 @@ class GooseMixer(nn.Module):
         memory = memory or self.initial_memory(x)
         inputs = self.inputs(x, memory, valid, tables)
         read, state = self.recall(inputs, memory.state, valid)
-        traces, gated = inputs.traces, read.to(x.dtype) * self.head_norm
+        traces, gated, before = inputs.traces, read.to(x.dtype) * self.head_norm, Before(memory.membranes, valid)
         if self.gate_up is not None and inputs.gate is not None:
-            gate = spiking_linear(self.gate_up, layer_input(self.encoders, "gate_mid", inputs.gate, traces))
+            gate = spiking_linear(self.gate_up, layer_input(self.encoders, "gate_mid", inputs.gate, traces, before))
             gated = gated * 2 * torch.sigmoid(gate)
         gated = gated if self.output_norm is None else self.output_norm(gated)
-        residual = spiking_linear(self.output, layer_input(self.encoders, "mixer_out", gated, traces))
-        return MixerOutput(residual, MixerMemory(state, inputs.tail), traces)
+        residual = spiking_linear(self.output, layer_input(self.encoders, "mixer_out", gated, traces, before))
+        return MixerOutput(residual, MixerMemory(state, inputs.tail, membranes_after(traces)), traces)
 
     def inputs(
         self,
@@ -201,7 +209,7 @@ class GooseMixer(nn.Module):
         if tables is None and self.rotary is not None:
             tables = self.rotary.tables(torch.arange(x.shape[1], device=x.device).unsqueeze(0), x.dtype)
         seen: Traces = {}
-        given = layer_input(self.encoders, "mixer_in", x, seen)
+        given = layer_input(self.encoders, "mixer_in", x, seen, Before(memory.membranes, valid))
         projected = self._project(given)
         joint = projected.shape[-1] > channels
         heads = shape.heads, shape.key_value_heads, shape.head_width
@@ -237,8 +245,9 @@ class GooseMixer(nn.Module):
         r, k, v = projected.split((shape.read_width, shape.state_width, shape.state_width), dim=-1)
         r, k = self._turn(r, k, tables)
         traces: Traces = {}
-        k = encode_site(self.encoders, "k", k, traces)
-        v = encode_site(self.encoders, "v", v, traces)
+        before = Before(memory.membranes, valid)
+        k = encode_site(self.encoders, "k", k, traces, before)
+        v = encode_site(self.encoders, "v", v, traces, before)
         long = k.unflatten(-1, (-1, shape.head_width)).to(memory.state.dtype)
         k = long * long.square().sum(dim=-1, keepdim=True).clamp_min(1).rsqrt()
         return (r, k.flatten(2), v), tail, traces

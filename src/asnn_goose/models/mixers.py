@@ -1,6 +1,7 @@
 """What the student's token mixers share, and the feed-forward part."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asnn_goose.models.joint_linear import joinable, joint_linear
-from asnn_goose.models.spiking_linear import LayerInput, Traces, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import Before, LayerInput, Traces, layer_input, spiking_linear
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 TRITON = find_spec("triton") is not None
@@ -26,10 +27,12 @@ class MixerMemory:
         state: Recurrent state: [batch width] for wkv, [batch heads value key] for goose.
         shift: What the next token still needs of the last valid ones: for wkv the normalized input [batch width], for
             goose the tails of its convolution [batch taps channels].
+        membranes: Of encoders that have one, [batch width], by site.
     """
 
     state: Float[Tensor, "batch ..."]
     shift: Float[Tensor, "batch ..."]
+    membranes: Mapping[str, Float[Tensor, "batch width"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,14 @@ class FeedForward(nn.Module):
             if projection is not None:
                 projection.reset_parameters()
 
-    def forward(self, x: Float[Tensor, "batch time width"]) -> tuple[Float[Tensor, "batch time width"], Traces]:
+    def forward(
+        self, x: Float[Tensor, "batch time width"], before: Before | None = None
+    ) -> tuple[Float[Tensor, "batch time width"], Traces]:
         """The feed-forward contribution to the residual stream, and what its sites leave."""
         traces: Traces = {}
-        hidden = self._hidden(layer_input(self.encoders, "ffn_in", x, traces))
+        hidden = self._hidden(layer_input(self.encoders, "ffn_in", x, traces, before))
         hidden = hidden if self.output_norm is None else self.output_norm(hidden)
-        return spiking_linear(self.down, layer_input(self.encoders, "ffn_mid", hidden, traces)), traces
+        return spiking_linear(self.down, layer_input(self.encoders, "ffn_mid", hidden, traces, before)), traces
 
     def _hidden(self, given: LayerInput) -> Float[Tensor, "batch time inner"]:
         """What stands between the projections."""

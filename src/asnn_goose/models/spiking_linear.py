@@ -3,6 +3,7 @@
 With values s, a token's scale c and a bias b: y = c * (W s) + b.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 from jaxtyping import Float
@@ -33,37 +34,61 @@ class SiteTrace(NamedTuple):
         values: Its integer spikes; None where nobody looks. They carry no gradient: a compiled block would hand back
             one of zeros for each site.
         events: Mean |value|, with a gradient, where an encoder counts them for an objective.
+        membrane: [batch width] after the last token, where its encoder has one.
     """
 
     values: Tensor | None
     events: Tensor | None = None
+    membrane: Tensor | None = None
 
 
 Traces = dict[str, SiteTrace]
 """What the sites of a block leave, by site."""
 
 
-def encode(encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces) -> Spikes:
+class Before(NamedTuple):
+    """What encoders with a membrane look at beside their activations.
+
+    Attributes:
+        membranes: What they left at the end of the last call, by site; a missing one starts from zero.
+        valid: Where a token is no padding; None is everywhere.
+    """
+
+    membranes: Mapping[str, Tensor]
+    valid: Tensor | None
+
+
+def membranes_after(traces: Traces) -> dict[str, Tensor]:
+    """The membranes that a call leaves, by site."""
+    return {site: trace.membrane for site, trace in traces.items() if trace.membrane is not None}
+
+
+def encode(
+    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces, before: Before | None = None
+) -> Spikes:
     """The spikes of an encoded site, whose trace is put with the others."""
     encoder = cast(SpikeEncoder, encoders[site])
-    encoded: Spikes = encoder(x)
+    remembered = () if encoder.membrane is None or before is None else (before.membranes.get(site), before.valid)
+    encoded: Spikes = encoder(x, *remembered)
     events = encoded.values.abs().mean() if encoder.counts_events else None
-    traces[site] = SiteTrace(encoded.values.detach(), events)
+    traces[site] = SiteTrace(encoded.values.detach(), events, encoded.membrane)
     return encoded
 
 
 def encode_site(
-    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces
+    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces, before: Before | None = None
 ) -> Float[Tensor, "*batch width"]:
     """What the site's spikes stand for, as a recurrence reads it; `x` where nothing encodes it."""
-    return encode(encoders, site, x, traces).dense() if site in encoders else x
+    return encode(encoders, site, x, traces, before).dense() if site in encoders else x
 
 
-def layer_input(encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces) -> LayerInput:
+def layer_input(
+    encoders: nn.ModuleDict, site: str, x: Float[Tensor, "*batch width"], traces: Traces, before: Before | None = None
+) -> LayerInput:
     """What the linear layers behind a site multiply: its spikes; `x` where nothing encodes it."""
     if site not in encoders:
         return LayerInput(x)
-    values, scale, amplitude = encode(encoders, site, x, traces)
+    values, scale, amplitude, _ = encode(encoders, site, x, traces, before)
     if amplitude is not None and amplitude.ndim:
         values = values * amplitude
     elif amplitude is not None:

@@ -17,7 +17,7 @@ from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.mixers import FeedForward
 from asnn_goose.models.rotary import Tables
-from asnn_goose.models.spiking_linear import LayerInput, Traces, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import Before, LayerInput, Traces, layer_input, membranes_after, spiking_linear
 from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 
@@ -127,8 +127,7 @@ class GooseModel(GoosePreTrainedModel):
             hidden_states.append(x)
             traces.append(block_traces)
         self._advance(cache, x, valid)
-        head_traces: Traces = {}
-        head_input = layer_input(self.encoders, "head_in", self.norm(x), head_traces)
+        head_input, head_traces = self._head_input(x, valid, cache)
         if head_traces:
             traces.append(head_traces)
         events = events_by_site(traces)
@@ -168,6 +167,16 @@ class GooseModel(GoosePreTrainedModel):
         """What the rotary positions of all layers have in common, where there are any."""
         rotary = next((mixer.rotary for mixer in self.mixers() if isinstance(mixer, GooseMixer)), None)
         return None if rotary is None or positions is None else rotary.tables(positions, x.dtype)
+
+    def _head_input(self, x: Tensor, valid: Tensor | None, cache: RecurrentCache | None) -> tuple[LayerInput, Traces]:
+        """What the head multiplies, and what its site leaves."""
+        traces: Traces = {}
+        last = None if cache is None else cache.layers[-1]
+        before = Before({} if last is None else last.membranes, valid)
+        given = layer_input(self.encoders, "head_in", self.norm(x), traces, before)
+        if last is not None:
+            last.remember(membranes_after(traces))
+        return given, traces
 
     def _check_positions(self, positions: Tensor) -> None:
         # Padding does not use positions up, so only this rare path looks at the values, which waits for the device.

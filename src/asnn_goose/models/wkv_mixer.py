@@ -11,7 +11,7 @@ from asnn_goose.kernels.reference import recorded_scan
 from asnn_goose.models.mixers import MixerMemory, MixerOutput, shift_tokens
 from asnn_goose.models.recurrence import ScanBackend, linear_scan
 from asnn_goose.models.rotary import Tables
-from asnn_goose.models.spiking_linear import Traces, encode_site, layer_input, spiking_linear
+from asnn_goose.models.spiking_linear import Before, Traces, encode_site, layer_input, membranes_after, spiking_linear
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 # The recorded notebooks start every channel at sigmoid(-0.5) = 0.3775: nine tenths of a state is gone after 2.4 tokens.
@@ -112,12 +112,13 @@ class WkvMixer(nn.Module):
         value = self.value(torch.lerp(previous, x, self.mix_value))
         receptance = torch.sigmoid(self.receptance(torch.lerp(previous, x, self.mix_receptance)))
         traces: Traces = {}
-        key = encode_site(self.encoders, "k", key, traces)
-        value = encode_site(self.encoders, "v", value, traces)
+        before = Before(memory.membranes, valid)
+        key = encode_site(self.encoders, "k", key, traces, before)
+        value = encode_site(self.encoders, "v", value, traces, before)
         states, final_state = self._scan(key, value, memory.state, valid)
-        out = layer_input(self.encoders, "mixer_out", states.to(x.dtype), traces)
+        out = layer_input(self.encoders, "mixer_out", states.to(x.dtype), traces, before)
         residual: Tensor = receptance * spiking_linear(self.output, out)
-        return MixerOutput(residual, MixerMemory(final_state, shift), traces)
+        return MixerOutput(residual, MixerMemory(final_state, shift, membranes_after(traces)), traces)
 
     def _scan(self, key: Tensor, value: Tensor, state: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         decay = torch.sigmoid(self.decay_logit.to(state.dtype))

@@ -5,7 +5,8 @@ values = sign(z) * min(D, floor(|z| + 1/2)). For D = 1 this is +1 above theta, -
 A binary encoder leaves out what is negative: values = min(D, max(0, floor(z + 1/2))), for D = 1 either 0 or 1.
 A quantized one, the twin for comparison, rounds to as many levels with a step that follows the token's largest |x|, as
 activations are usually quantized: theta = clamp(alpha * max|x| / (2 D), 0.01, 10).
-The threshold looks at one token alone: a token's spikes depend neither on its batch nor on its future.
+The threshold looks at one token alone: a token's spikes depend neither on its batch nor on its future; on its past
+only where an encoder has a membrane (`membrane.py`), which is given and returned like a recurrent state.
 """
 
 import math
@@ -14,12 +15,13 @@ from functools import cache, partial
 from typing import Literal, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from asnn_goose.errors import MachineError
-from asnn_goose.spikes.surrogate import SurrogateSpec, surrogate_derivative
+from asnn_goose.spikes.membrane import MembraneSpec, fire
+from asnn_goose.spikes.surrogate import SurrogateSpec, staircase, surrogate_derivative
 
 THRESHOLD_RANGE = (0.01, 10.0)
 # Fewer values than this are encoded sooner by torch than a compiled kernel is called (benchmarks/encoder.py): on an
@@ -37,12 +39,14 @@ class Spikes(NamedTuple):
     """Integer spikes and the factors that give them back their size.
 
     `values` are integers held in a floating type; `token_scale` is the quantization step of each token, or
-    None for unit spikes; `amplitude` is the learned factor, a scalar, one number a channel or one a value, or None.
+    None for unit spikes; `amplitude` is the learned factor, a scalar, one number a channel or one a value, or None;
+    `membrane` is that of each row after its last token, in steps, where the encoder has one.
     """
 
     values: Float[Tensor, "*batch width"]
     token_scale: Float[Tensor, "*batch 1"] | None
     amplitude: Float[Tensor, "*amplitude"] | None
+    membrane: Float[Tensor, "batch width"] | None = None
 
     def dense(self) -> Float[Tensor, "*batch width"]:
         """The real numbers the spikes stand for: amplitude * step * values."""
@@ -70,9 +74,10 @@ class SpikeEncoder(nn.Module):
             token's largest magnitude.
         group_channels: Channels of a group; the last group may have fewer.
         store_alpha: Whether alpha is one of the weights even if it does not learn, so that each layer may have its own.
+        membrane: What carries on what spikes leave; None encodes each token by itself.
 
     Raises:
-        ValueError: Fewer than one level or channel of a group.
+        ValueError: Fewer than one level or channel of a group, or a membrane whose surrogate would pass it by.
 
     Source: threshold and straight-through estimator as recorded for ASNN-Goose v6 to v14; the derivative of
     the step size as in LSQ (Esser et al. 2020, eq. 3), with the surrogate in place of the indicator.
@@ -90,12 +95,15 @@ class SpikeEncoder(nn.Module):
         kind: Kind = "ternary",
         group_channels: int = 32,
         store_alpha: bool = False,
+        membrane: MembraneSpec | None = None,
     ) -> None:
         super().__init__()
         if levels < 1 or group_channels < 1:
             raise ValueError(f"levels and group_channels must be at least 1, got {levels} and {group_channels}")
         self.width, self.levels, self.kind, self.scale = width, levels, kind, scale
-        self.surrogate = surrogate or SurrogateSpec()
+        self.signed, self.surrogate, self.membrane = kind != "binary", surrogate or SurrogateSpec(), membrane
+        if membrane is not None and self.surrogate.kind == "recorded_ste":
+            raise ValueError("recorded_ste passes gradients by the staircase: give a membrane another surrogate")
         self.initial_alpha, self.learns_alpha, self.stores_alpha = alpha, learn_alpha, store_alpha
         stored = learn_alpha or store_alpha
         self.alpha: nn.Parameter | float = nn.Parameter(torch.empty(()), learn_alpha) if stored else alpha
@@ -129,7 +137,7 @@ class SpikeEncoder(nn.Module):
 
     def quantize(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The integer spikes of a normalized activation, without a gradient."""
-        return staircase(z.clamp_min(0.0) if self.kind == "binary" else z, self.levels)
+        return staircase(z, self.levels, self.signed)
 
     def step(self, x: Float[Tensor, "*batch width"], alpha: float | Tensor) -> Float[Tensor, "*batch 1"]:
         """The quantization step of each token for a threshold factor, without a gradient to the activations."""
@@ -138,8 +146,17 @@ class SpikeEncoder(nn.Module):
             return token_step(alpha, size.amax(dim=-1, keepdim=True) / (2 * self.levels))
         return token_step(alpha, size.mean(dim=-1, keepdim=True))
 
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Spikes:
-        """Spikes of the activations; statistics and thresholds are computed in at least float32."""
+    def forward(
+        self,
+        x: Float[Tensor, "*batch width"],
+        membrane: Float[Tensor, "batch width"] | None = None,
+        valid: Bool[Tensor, "batch time"] | None = None,
+    ) -> Spikes:
+        """Spikes of the activations; statistics and thresholds are computed in at least float32.
+
+        An encoder with a membrane takes [batch time width] and what it left before, zeros without; padding, where
+        `valid` is False, is silent and leaves it as it was. It evolves by spikes whatever the hardness.
+        """
         kernel = self._compiled_kernel(x)
         # The GPU's kernel reads half-width activations as they are, and its spikes are float32 all the same.
         if x.dtype != torch.float64 and (kernel is None or not x.is_cuda):
@@ -159,11 +176,14 @@ class SpikeEncoder(nn.Module):
                 values = self._recorded_values(x, step)
             else:
                 z = x / step
-                values = _Staircase.apply(z, self.levels, self.surrogate, self.kind != "binary")
+                if self.membrane is None:
+                    values = _Staircase.apply(z, self.levels, self.surrogate, self.signed)
+                else:
+                    values, membrane = fire(z, membrane, valid, self.membrane, self.levels, self.signed, self.surrogate)
                 if self.hardness is not None:
                     # Exactly the spikes at 1, exactly the activations at 0.
                     values = torch.lerp(z, values, self.hardness.to(z.dtype))
-        return Spikes(values, step if self.scale == "token" else None, self._factor(values))
+        return Spikes(values, step if self.scale == "token" else None, self._factor(values), membrane)
 
     def _factor(self, values: Tensor) -> Tensor | None:
         """What the values are multiplied by: the amplitude, in a shape that goes with theirs."""
@@ -180,7 +200,8 @@ class SpikeEncoder(nn.Module):
         its own would be a pass over memory more.
         """
         surrogate = self.kind == "ternary" and self.surrogate.kind in ("clipped_ste", "ste")
-        written = surrogate and not isinstance(self.alpha, nn.Parameter) and self.hardness is None
+        plain = self.hardness is None and self.membrane is None
+        written = surrogate and plain and not isinstance(self.alpha, nn.Parameter)
         if not written or torch.compiler.is_compiling() or x.numel() < LEAST_WORTHWHILE.get(x.device.type, math.inf):
             return None
         if not x.is_cuda:
@@ -224,18 +245,13 @@ def token_step(alpha: float | Tensor, mean: Float[Tensor, "*batch 1"]) -> Float[
     return 2.0 * (alpha * mean).clamp(*THRESHOLD_RANGE)
 
 
-def staircase(z: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
-    """sign(z) * min(levels, floor(|z| + 1/2)): the integer spikes of a normalized activation."""
-    return z.sign() * (z.abs() + 0.5).floor().clamp_max(levels)
-
-
 class _Staircase(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, z: Tensor, levels: int, surrogate: SurrogateSpec, signed: bool) -> Tensor:
         """The staircase itself, of both signs or of the positive one."""
         ctx.save_for_backward(z)
         ctx.levels, ctx.surrogate, ctx.signed = levels, surrogate, signed  # type: ignore[attr-defined]
-        return staircase(z if signed else z.clamp_min(0.0), levels)
+        return staircase(z, levels, signed)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None, None]:

@@ -1,4 +1,4 @@
-"""Surrogate derivatives: what stands in for the derivative of a staircase that has none.
+"""The staircase that makes spikes, and what stands in for the derivative that it has not.
 
 With z the activation in units of the quantization step, spikes change value where |z| crosses
 1/2, 3/2, ... A surrogate is a function of u, the distance of |z| to the nearest of these thresholds,
@@ -22,6 +22,12 @@ class SurrogateSpec:
     kind: SurrogateKind = "clipped_ste"
     width: float = 1.0
     gradient_scale: float = 1.0
+
+
+def staircase(z: Float[Tensor, "*shape"], levels: int, signed: bool = True) -> Float[Tensor, "*shape"]:
+    """The integer spikes sign(z) * min(levels, floor(|z| + 1/2)); without sign those of max(z, 0)."""
+    given = z if signed else z.clamp_min(0.0)
+    return given.sign() * (given.abs() + 0.5).floor().clamp_max(levels)
 
 
 def surrogate_derivative(
