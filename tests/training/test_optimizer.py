@@ -11,8 +11,8 @@ from asnn_goose.training.stages import StagePlan
 TRAINING = TrainingBySteps(steps=110, warmup_steps=10, learning_rate=1e-3, learning_rate_floor=0.1)
 STAGE = StagePlan(
     index=0, name="distill", kind="distill", steps=110, train="all", sublayers="mixers", batch_size=2, window=8,
-    part_weights=None, accumulation=1, processes=1, learning_rate=1e-3, copied_learning_rate=1e-4, objective=Objective(),
-    exit=None,
+    part_weights=None, accumulation=1, processes=1, learning_rate=1e-3, copied_learning_rate=1e-4,
+    objective=Objective(), exit=None,
 )  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,6 +8,8 @@ from asnn_goose.config_student import GooseStudent, Spikes
 from asnn_goose.evaluation.student import site_encoders
 from asnn_goose.models.build import build_student
 from asnn_goose.models.calibration import dense_encoders
+from asnn_goose.presets import load_recipe
+from asnn_goose.training.distill import distill
 from asnn_goose.training.ramp import Hardness
 from asnn_goose.training.stages import plan_stages
 
@@ -54,13 +58,12 @@ def test_sites_rise_one_after_another_and_those_of_later_stages_stay_dense(stude
     assert Hardness(student, plans(None)[0]).complete
 
 
-@pytest.mark.parametrize("steps", range(1, 40))
-def test_a_ramp_ends_exactly_at_one(student, steps):
+def test_a_ramp_ends_exactly_at_one(student):
     (plan,) = plans({"sites": ["ffn_in", "ffn_mid", "mixer_out"]})
-    object.__setattr__(plan.ramp, "steps", steps)
-    hardness = Hardness(student, plan)
-    hardness.reach(steps)
-    assert hardness.complete
+    for steps in range(1, 40):
+        hardness = Hardness(student, replace(plan, ramp=replace(plan.ramp, steps=steps)))
+        hardness.reach(steps)
+        assert hardness.complete
 
 
 def test_at_0_the_student_is_dense_and_at_1_it_spikes(student):
@@ -84,3 +87,34 @@ def test_a_site_the_student_has_not_takes_no_time(teacher):
     hardness = Hardness(wkv, plan)
     hardness.reach(4)
     assert hardness_of(wkv, "ffn_in") == 0.5
+
+
+def shipped(steps, *overrides):
+    budget = [f"training.steps={steps}", "training.batch_size=4", "training.window=64", "training.precision=fp32"]
+    small = ["evaluation.window=64", "evaluation.tokens=2048", "samples=0", "controls=false"]
+    often = ["training.logging_interval=4", "training.evaluation_interval=4", "student.calibration_tokens=2048"]
+    return load_recipe("convert-pocket-spiking", [*budget, *small, *often, *overrides])
+
+
+def test_the_shipped_pocket_recipe_feeds_every_layer_with_spikes_and_learns(run_folder, quiet_console):
+    results = distill(shipped(16), run_folder(shipped(16)), quiet_console).results
+    spikes = results.spikes
+    # The head alone reads real numbers.
+    assert spikes.measured_spike_fed_mac_share == pytest.approx(spikes.spike_fed_mac_share)
+    assert spikes.silent_layers == ()
+    assert all(found.passed for found in results.checks)
+    untrained = next(value for value in results.curves.evaluation_perplexity.values)
+    assert results.student.perplexity < 0.7 * untrained
+
+
+def test_what_is_not_yet_all_spikes_is_never_the_best(run_folder, quiet_console):
+    ramp = "{sites: [[k, v, mixer_in, gate_mid, mixer_out, ffn_in, ffn_mid]], tokens: 2048}"
+    stages = f"stages=[{{kind: distill, share: 1}}, {{kind: distill, name: spike, share: 1, ramp: {ramp}}}]"
+    recipe = shipped(16, stages)
+    folder = run_folder(recipe)
+    results = distill(recipe, folder, quiet_console).results
+    seen = {line["step"]: line["evaluation_perplexity"] for line in folder.metrics() if "evaluation_perplexity" in line}
+    # The ramp ends with the last step: all evaluations before were of a student that was in part dense.
+    assert results.student.perplexity == seen[16] > min(seen.values())
+    assert results.perplexities.best_step == 16
+    assert [stage.perplexity for stage in results.stages] == [seen[8], seen[16]]
