@@ -89,32 +89,32 @@ def test_a_site_the_student_has_not_takes_no_time(teacher):
     assert hardness_of(wkv, "ffn_in") == 0.5
 
 
-def shipped(steps, *overrides):
-    budget = [f"training.steps={steps}", "training.batch_size=4", "training.window=64", "training.precision=fp32"]
-    small = ["evaluation.window=64", "evaluation.tokens=2048", "samples=0", "controls=false"]
-    often = ["training.logging_interval=4", "training.evaluation_interval=4", "student.calibration_tokens=2048"]
+def shipped(*overrides):
+    budget = ["training.steps=8", "training.batch_size=4", "training.window=64", "training.precision=fp32"]
+    small = ["evaluation.window=64", "evaluation.tokens=1024", "samples=0", "controls=false"]
+    often = ["training.logging_interval=4", "training.evaluation_interval=4", "student.calibration_tokens=1024"]
     return load_recipe("convert-pocket-spiking", [*budget, *small, *often, *overrides])
 
 
 def test_the_shipped_pocket_recipe_feeds_every_layer_with_spikes_and_learns(run_folder, quiet_console):
-    results = distill(shipped(16), run_folder(shipped(16)), quiet_console).results
+    results = distill(shipped(), run_folder(shipped()), quiet_console).results
     spikes = results.spikes
     # The head alone reads real numbers.
     assert spikes.measured_spike_fed_mac_share == pytest.approx(spikes.spike_fed_mac_share)
     assert spikes.silent_layers == ()
     assert all(found.passed for found in results.checks)
-    untrained = next(value for value in results.curves.evaluation_perplexity.values)
-    assert results.student.perplexity < 0.7 * untrained
+    untrained = results.curves.perplexity.values[0]
+    assert results.student.perplexity < 0.9 * untrained
 
 
 def test_what_is_not_yet_all_spikes_is_never_the_best(run_folder, quiet_console):
-    ramp = "{sites: [[k, v, mixer_in, gate_mid, mixer_out, ffn_in, ffn_mid]], tokens: 2048}"
+    ramp = "{sites: [[k, v, mixer_in, gate_mid, mixer_out, ffn_in, ffn_mid]], tokens: 1024}"
     stages = f"stages=[{{kind: distill, share: 1}}, {{kind: distill, name: spike, share: 1, ramp: {ramp}}}]"
-    recipe = shipped(16, stages)
+    recipe = shipped(stages)
     folder = run_folder(recipe)
     results = distill(recipe, folder, quiet_console).results
     seen = {line["step"]: line["evaluation_perplexity"] for line in folder.metrics() if "evaluation_perplexity" in line}
     # The ramp ends with the last step: all evaluations before were of a student that was in part dense.
-    assert results.student.perplexity == seen[16] > min(seen.values())
-    assert results.perplexities.best_step == 16
-    assert [stage.perplexity for stage in results.stages] == [seen[8], seen[16]]
+    assert results.student.perplexity == seen[8] > min(seen.values())
+    assert results.perplexities.best_step == 8
+    assert [stage.perplexity for stage in results.stages] == [seen[4], seen[8]]
