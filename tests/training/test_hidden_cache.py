@@ -45,7 +45,7 @@ def test_a_second_epoch_asks_the_teacher_nothing_and_sees_the_same(teacher):
         asked.append(len(ids))
         return TeacherView(teacher.hidden_states(ids))
 
-    work = StageWork(None, plan, None, observe, None, HiddenCache(6, 10, 256, torch.float32, CPU))
+    work = StageWork(None, plan, None, observe, None, None, HiddenCache(6, 10, 256, torch.float32, CPU))
     for cursor in range(0, 18, 3):
         batch = Batch(plan.batch(cursor), plan.row_numbers(cursor))
         torch.testing.assert_close(work.see(batch).hidden, teacher.hidden_states(batch.ids), rtol=0.0, atol=1e-4)
