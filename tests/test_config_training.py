@@ -5,6 +5,8 @@ from pydantic import ValidationError
 
 from asnn_goose.config import Recipe
 from asnn_goose.config_training import AlignStage, DistillStage
+from asnn_goose.errors import ConfigError
+from asnn_goose.presets import load_recipe
 
 SMALLEST = {"data": {"name": "pocket"}, "training": {"steps": 10}}
 
@@ -37,3 +39,29 @@ def test_a_stage_without_a_share_is_refused(share):
 def test_the_window_of_a_stage_must_fit_the_learned_positions():
     with pytest.raises(ValidationError, match=r"student\.max_positions >= 2048"):
         recipe(stages=[{"kind": "distill", "share": 1, "window": 2048}])
+
+
+SITES = "'k', 'v', 'mixer_in', 'gate_mid', 'mixer_out', 'ffn_in', 'ffn_mid' or 'head_in'"
+RAMPS = {
+    "{sites: [k], tokens: 100000000}": (
+        "stages.0.ramp.tokens=100000000 is longer than its stage, which has 458,752 tokens: give 458752 or fewer, or "
+        "raise the budget"
+    ),
+    "{sites: [q]}": f'stages[0].ramp.sites[0]: expected {SITES}, got "q" (and 1 more)',
+    "{sites: [k, [k, v]]}": "stages raise the site k more than once: name it in one ramp, once",
+}
+
+
+@pytest.mark.parametrize("ramp", RAMPS)
+def test_a_ramp_that_cannot_be_is_refused_in_one_line(ramp):
+    with pytest.raises(ConfigError) as refused:
+        load_recipe("convert-pocket-spiking", [f"stages=[{{kind: distill, share: 1, ramp: {ramp}}}]"])
+    assert str(refused.value) == RAMPS[ramp]
+
+
+def test_a_stage_does_not_end_before_its_ramp_and_a_ramp_blends_sizes():
+    ramp = "ramp: {sites: [k]}"
+    with pytest.raises(ConfigError, match="exit would end the stage before its ramp"):
+        load_recipe("convert-pocket", [f"stages=[{{kind: distill, share: 1, exit: {{below_ratio: 2}}, {ramp}}}]"])
+    with pytest.raises(ConfigError, match=r"needs spikes\.scale=token"):
+        load_recipe("convert-pocket", ["spikes.scale=none", f"stages=[{{kind: distill, share: 1, {ramp}}}]"])
