@@ -25,7 +25,9 @@ LAYERS = [
     {"environment", "run_dir", "presets"},
     {"overrides", "recipe_errors", "results", "recorded", "checks", "measurements"},
     {"config"},
-    {"config_student", "config_training"},
+    {"config_training"},
+    {"config_objective"},
+    {"config_student"},
     {"config_text"},
     {"errors"},
 ]

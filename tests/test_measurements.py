@@ -3,7 +3,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from asnn_goose.measurements import Curve, Record, curve, curves_from_metrics, finite_or_none
+from asnn_goose.measurements import Curve, Record, curve, curves_from_metrics, finite_or_none, site_columns, site_curve
 
 METRICS = [{"step": 10, "loss_nats": 3.0}, {"step": 20, "loss_nats": None, "evaluation_perplexity": 40.0}, {"step": 30}]
 
@@ -30,3 +30,13 @@ def test_a_curve_has_one_value_a_step():
 def test_records_are_closed():
     with pytest.raises(ValidationError, match="Extra inputs"):
         Record(anything=1)
+
+
+def test_a_figure_of_a_site_over_steps_is_what_was_logged_to_six_digits():
+    lines = [
+        {"step": step, "spikes": site_columns({"a": {"density": value}, "b": {"density": 0.0}})}
+        for step, value in ((1, 0.12345678), (2, math.nan))
+    ]
+    assert site_curve([*lines, {"step": 3}], "a", "density") == Curve(steps=(1, 2), values=(0.123457, None))
+    assert site_curve(lines, "c", "density") == Curve()
+    assert site_columns({}) == {"sites": []}

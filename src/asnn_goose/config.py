@@ -9,9 +9,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from asnn_goose.config_objective import Objective
 from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent, spike_sites
 from asnn_goose.config_text import BLOCK_ROWS, Data, MixedText, Protocol, Section, StandardProtocol
-from asnn_goose.config_training import DistillStage, Objective, Stage, Training, TrainingByTokens
+from asnn_goose.config_training import DistillStage, Stage, Training, TrainingByTokens
 
 
 class Teacher(Section):

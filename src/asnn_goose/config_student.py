@@ -142,8 +142,8 @@ class Spikes(Section):
     scale: Literal["none", "token"] = "none"
     """`token` multiplies a spike by its token's step 2 * theta; `none` leaves unit spikes, as recorded."""
     calibrate: bool = True
-    """Start each threshold at a linear layer's input where spikes have the least squared error on the dense student's
-    activations, if they have a scale; those of k and v start as `threshold` says."""
+    """Start each threshold where spikes have the least squared error on the dense student's activations, if they have a
+    scale; otherwise all start as `threshold` says."""
     migrate: bool = False
     """Divide loud channels at linear layers' inputs and multiply the columns that read them, before thresholds are
     chosen, where that brings the layers' outputs nearer to the dense student's; a head that reads spikes is untied."""

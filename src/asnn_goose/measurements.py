@@ -62,6 +62,20 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str) -> Curve:
     return Curve(steps=tuple(step for step, _ in points), values=tuple(value for _, value in points))
 
 
+def site_columns(figures: Mapping[str, Mapping[str, float]]) -> dict[str, list[Any]]:
+    """Figures by site as metrics.jsonl holds them: the sites, and a list as long for each figure, to six digits."""
+    names = next(iter(figures.values()), {})
+    columns = {name: [finite_or_none(float(f"{figures[site][name]:.6g}")) for site in figures] for name in names}
+    return {"sites": list(figures), **columns}
+
+
+def site_curve(metrics: Sequence[Mapping[str, Any]], site: str, name: str) -> Curve:
+    """One figure of one site over steps, from lines of metrics.jsonl that have it."""
+    lines = [line for line in metrics if site in line.get("spikes", {}).get("sites", ())]
+    values = [line["spikes"][name][line["spikes"]["sites"].index(site)] for line in lines]
+    return Curve(steps=tuple(line["step"] for line in lines), values=tuple(values))
+
+
 def curves_from_metrics(metrics: Sequence[Mapping[str, Any]]) -> Curves:
     """The run's curves from the keys loss_nats, evaluation_perplexity, learning_rate, density and temperature."""
     return Curves(

@@ -76,7 +76,7 @@ class SiteSpikes(Record):
     amplitude_deviation: Measured = None
     """Their standard deviation."""
     history: Curve = Curve()
-    """Density during training."""
+    """Density during training; metrics.jsonl has every other figure too, by logging interval."""
 
 
 class SpikeResult(Record):

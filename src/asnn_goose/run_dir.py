@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -115,7 +115,7 @@ class RunDirectory:
         """Whether the run wrote its results."""
         return self.results_path.is_file()
 
-    def append_metrics(self, step: int, **values: float | int | str | None) -> None:
+    def append_metrics(self, step: int, **values: float | str | Mapping[str, Sequence[Any]] | None) -> None:
         """Add one line to metrics.jsonl; it is in the file when this returns.
 
         JSON has no NaN and no infinity: both are written as null, so null means not finite or not measured.

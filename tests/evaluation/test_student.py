@@ -34,7 +34,7 @@ def test_measuring_leaves_the_student_in_training_mode(student: GooseForCausalLM
 def test_the_probe_covers_every_site_of_every_layer(student: GooseForCausalLM) -> None:
     found = probe_spikes(student, torch.from_numpy(ROWS.take(np.arange(2))))
     assert set(found) == {"layer_0.k", "layer_0.v", "layer_1.k", "layer_1.v"}
-    assert all(0.0 < float(entry.density) < 1.0 for entry in found.values())
+    assert all(0.0 < entry["density"] < 1.0 and entry["alpha"] == 1.0 for entry in found.values())
 
 
 def test_a_student_whose_head_reads_spikes_is_measured_as_its_own_loss_is() -> None:

@@ -10,7 +10,8 @@ from asnn_goose.errors import MachineError
 
 pytest.importorskip("triton", reason="install triton, which a CUDA build of torch brings, to test a mixer's inputs")
 from asnn_goose.kernels import mixer_inputs_triton as mixer_inputs_triton_module
-from asnn_goose.kernels.mixer_inputs_triton import SiteEncoding, mixer_inputs_triton
+from asnn_goose.kernels.mixer_inputs_triton import mixer_inputs_triton
+from asnn_goose.kernels.site_encoding import SiteEncoding
 
 RANGE = (0.01, 10.0)
 # Largest deviation relative to the largest entry: a handful of float32 operations, and sums over 150 tokens of them;
@@ -191,6 +192,24 @@ def test_shared_tables_serve_all_rows(kernel_device):
     for shared in (one, [table[0] for table in one], [table.expand(2, -1, -1) for table in one]):
         found = mixer_inputs_triton(*parts, tuple(shared), *rest)
         assert all(torch.equal(part, true) for part, true in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("own", [(0.7, 1.8), (0.7, None), (None, 1.8)])
+def test_a_threshold_factor_on_the_device_is_as_one_that_is_given(own, kernel_device):
+    projected, taps, tail, tables = given(2, 9, SMALL)
+    tables = tuple(table.float().to(kernel_device) for table in tables)
+    made = []
+    for place in range(2):
+        encodings = tuple(
+            replace(TERNARY, alpha=0.8) if factor is None
+            else replace(TERNARY, alpha=factor) if place
+            else replace(TERNARY, alpha=1.0, own=torch.tensor(factor, device=kernel_device))
+            for factor in own
+        )  # fmt: skip
+        leaves = [part.float().to(kernel_device).requires_grad_() for part in (projected, taps, tail)]
+        found = mixer_inputs_triton(*leaves, tables, SMALL, encodings, RANGE, torch.float32)
+        made.append((*found, *torch.autograd.grad(sum(part.square().sum() for part in found[:4]), leaves)))
+    assert all(torch.equal(part, true) for part, true in zip(*made, strict=True))
 
 
 def test_rows_may_lie_at_any_distance(kernel_device):

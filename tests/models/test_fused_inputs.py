@@ -28,8 +28,8 @@ def serves(heads=HEADS, dtype=torch.float32, taps=torch.float32, **choices):
 @pytest.mark.parametrize(
     "choices",
     [
-        {}, {"dtype": torch.bfloat16}, {"levels": 4, "scale": "token"}, {"surrogate": SurrogateSpec("ste")},
-        {"heads": (9, 3, 64)},
+        {}, {"dtype": torch.bfloat16}, {"levels": 4, "scale": "token"}, {"store_alpha": True},
+        {"surrogate": SurrogateSpec("ste")}, {"heads": (9, 3, 64)},
     ],
 )  # fmt: skip
 def test_what_the_operator_can_express_is_fused(choices):

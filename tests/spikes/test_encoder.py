@@ -292,6 +292,14 @@ def test_a_stored_alpha_is_a_weight_that_does_not_learn():
     assert not spiking(token()).values.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numba_encodes_with_a_stored_alpha_as_with_a_given_one(dtype):
+    x = torch.randn(300, 64, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    stored = SpikeEncoder(64, store_alpha=True, alpha=0.75)
+    assert stored._compiled_kernel(x) is module._numba_encoder()
+    assert all(torch.equal(a, b) for a, b in zip(stored(x)[:1], SpikeEncoder(64, alpha=0.75)(x)[:1], strict=True))
+
+
 @pytest.mark.parametrize("choices", [{"kind": "binary"}, {"store_alpha": True}, {"membrane": MembraneSpec()}])
 def test_what_the_kernels_cannot_express_is_encoded_by_torch(choices):
     assert not takes_triton(LEAST_WORTHWHILE["cuda"], **choices)

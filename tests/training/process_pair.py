@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from asnn_goose.config import Recipe
-from asnn_goose.config_training import FixedTemperature, HiddenAlignment, Objective
+from asnn_goose.config_objective import FixedTemperature, HiddenAlignment, Objective
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.data.feed import Batch
 from asnn_goose.errors import GooseError

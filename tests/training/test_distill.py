@@ -45,7 +45,12 @@ def test_metrics_hold_what_a_reader_of_a_run_asks_for(finished_run: RunOutcome) 
     line = next(line for line in finished_run.folder.metrics() if "loss_nats" in line)
     assert line.keys() >= {"step", "loss_nats", "perplexity", "gradient_norm", "clip_rate", "learning_rate",
                            "scaler_scale", "memory_bytes", "step_ms", "tokens_per_second", "density",
-                           "density.layer_1.v", "skipped_steps"}  # fmt: skip
+                           "spikes", "skipped_steps"}  # fmt: skip
+    columns = line["spikes"]
+    assert columns["sites"] == ["layer_0.k", "layer_0.v", "layer_1.k", "layer_1.v"]
+    assert columns.keys() >= {"density", "events_per_activation", "silent_channel_fraction", "sign_balance", "alpha",
+                              "saturated_channel_fraction", "mean_value", "value_deviation", "amplitude"}  # fmt: skip
+    assert {len(column) for column in columns.values()} == {4}
 
 
 def test_results_agree_with_the_checkpoint_and_the_metrics(finished_run: RunOutcome) -> None:

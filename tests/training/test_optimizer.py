@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from asnn_goose.config_training import Objective, TrainingBySteps
+from asnn_goose.config_objective import Objective
+from asnn_goose.config_training import TrainingBySteps
 from asnn_goose.training.optimizer import build_optimizer, learning_rate_share, set_learning_rate
 from asnn_goose.training.stages import StagePlan
 

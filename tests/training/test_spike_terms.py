@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from asnn_goose.config_objective import Objective
 from asnn_goose.config_student import GooseStudent, Spikes
-from asnn_goose.config_training import Objective
 from asnn_goose.evaluation.student import probe_spikes, site_encoders
 from asnn_goose.models.build import build_student
 from asnn_goose.training.spike_terms import SpikePenalties, watch_activity
@@ -43,7 +43,7 @@ def test_what_is_counted_is_what_is_sent(student):
     for name, statistics in probe_spikes(student, IDS).items():
         layer, site = name.removeprefix("layer_").split(".")
         if site not in "kv":
-            assert events[int(layer)][site].item() == pytest.approx(float(statistics.events_per_activation), rel=1e-6)
+            assert events[int(layer)][site].item() == pytest.approx(statistics["events_per_activation"], rel=1e-6)
 
 
 def test_a_limit_on_activity_makes_a_student_send_less(student):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from asnn_goose.config_training import FixedTemperature, Objective
+from asnn_goose.config_objective import FixedTemperature, Objective
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM

@@ -11,7 +11,7 @@ from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.teacher import body_hidden_states
 from asnn_goose.spikes.encoder import SpikeEncoder
-from asnn_goose.spikes.statistics import SiteStatistics, layer_statistics
+from asnn_goose.spikes.statistics import encoder_statistics, layer_statistics
 
 
 def student_perplexity(
@@ -31,14 +31,24 @@ def student_perplexity(
     return result
 
 
-def probe_spikes(student: GooseForCausalLM, ids: Int[Tensor, "batch time"]) -> dict[str, SiteStatistics]:
-    """Spike statistics of every site, from one uncompiled forward pass of the given rows without gradients."""
+def probe_spikes(student: GooseForCausalLM, ids: Int[Tensor, "batch time"]) -> dict[str, dict[str, float]]:
+    """What every site did in one uncompiled forward pass of the given rows without gradients, and what it has learned.
+
+    By site, the figures of `SiteStatistics` and `EncoderStatistics`; the device is waited for once.
+    """
     was_training = student.training
     student.eval()
     with torch.no_grad():
         spikes = student.model(input_ids=ids, output_spikes=True).spikes
     student.train(was_training)
-    return layer_statistics(spikes)
+    found = {name: vars(seen) for name, seen in layer_statistics(spikes).items()}
+    encoders = site_encoders(student)
+    found = {name: seen | vars(encoder_statistics(encoders[name])) for name, seen in found.items()}
+    if not found:
+        return {}
+    every = [value.to(ids.device, torch.float64) for seen in found.values() for value in seen.values()]
+    numbers = iter(torch.stack(every).tolist())
+    return {name: {statistic: next(numbers) for statistic in seen} for name, seen in found.items()}
 
 
 def site_encoders(student: GooseForCausalLM) -> dict[str, SpikeEncoder]:

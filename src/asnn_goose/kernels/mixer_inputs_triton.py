@@ -6,7 +6,6 @@ anew what it needs, and leaves one gradient for all columns.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from asnn_goose.kernels.mixer_inputs_triton_kernels import (
     site_backward_kernel,
     site_kernel,
 )
+from asnn_goose.kernels.site_encoding import SiteEncoding, encoding_choices, own_factors
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Halves of a head are read in 16 bytes a thread.
@@ -37,27 +37,6 @@ MOST_TURNS = 3
 CONVOLUTION_NUMBERS, CONVOLUTION_WARPS = 512, 4
 # Programs stay from their first token to their last, since each leaves a row of partial sums: all fit an H200 at once.
 MULTIPROCESSORS, RESIDENT_PROGRAMS = 132, 3
-# Larger than any |x| in steps, and finite when it is multiplied by one.
-UNLIMITED = 1e30
-
-
-@dataclass(frozen=True)
-class SiteEncoding:
-    """How the spikes of one site are made, and their gradient.
-
-    Attributes:
-        levels: Largest absolute spike value.
-        alpha: Threshold as a multiple of the token's mean |x|.
-        limit: The gradient passes where |x| is at most so many steps; infinity does not clip.
-        gradient_scale: Factor on the gradient.
-        scaled: Whether spikes are multiplied by the token's step.
-    """
-
-    levels: int
-    alpha: float
-    limit: float
-    gradient_scale: float
-    scaled: bool
 
 
 class MixerInputs(NamedTuple):
@@ -105,9 +84,12 @@ def mixer_inputs_triton(
         taken = reason or f"float32 or bfloat16, got {dtype}"
         raise ValueError(f"the fused inputs of a mixer take {taken}: use the torch backend")
     cosine, sine = tables or (None, None)
-    choices = [choice for encoding in encodings for choice in _choices(encoding)]
+    choices = [choice for encoding in encodings for choice in encoding_choices(encoding)]
     tail = tail.to(projected.dtype)
-    return MixerInputs(*_inputs(projected, taps, tail, cosine, sine, list(heads), [*choices, *threshold_range], dtype))
+    choices += threshold_range
+    return MixerInputs(
+        *_inputs(projected, taps, tail, cosine, sine, own_factors(encodings), list(heads), choices, dtype)
+    )
 
 
 def refusal(
@@ -131,12 +113,9 @@ def refusal(
     return None
 
 
-def _choices(encoding: SiteEncoding | None) -> list[float]:
-    """An encoding as the operator takes it; no levels is none."""
-    if encoding is None:
-        return [0.0] * 5
-    limit = min(encoding.limit, UNLIMITED)
-    return [float(encoding.levels), encoding.alpha, limit, encoding.gradient_scale, float(encoding.scaled)]
+def _of_site(own: Tensor | None, index: int) -> Tensor | None:
+    """The number of k (index 1) or v (2), None for r or where no site has one."""
+    return None if own is None or index == 0 else own[index - 1 :]
 
 
 def _power_of_two(number: int) -> int:
@@ -197,7 +176,7 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
 
 @torch.library.custom_op("asnn_goose::mixer_inputs", mutates_args=())
 def _inputs(
-    projected: Tensor, taps: Tensor, tail: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    projected: Tensor, taps: Tensor, tail: Tensor, cosine: Tensor | None, sine: Tensor | None, own: Tensor | None,
     heads: list[int], choices: list[float], dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `MixerInputs`; `choices` are five numbers a site, then the least and the most threshold."""
@@ -211,7 +190,7 @@ def _inputs(
             site = _Site(index, heads, choices, len(taps), cosine is not None, rest.shape[2])
             numbers = STATE_NUMBERS if index else READ_NUMBERS
             site_kernel[site.grid(projected, numbers)](
-                flat, taps, tail, cosine, sine, made[index], spikes[index], rest,
+                flat, taps, tail, cosine, sine, _of_site(own, index), made[index], spikes[index], rest,
                 projected.shape[1], flat.stride(0), distance, taps.shape[1], *site.threshold,
                 turns=site.turns, tokens=site.tile(numbers), num_warps=SITE_WARPS, **site.constants,
             )  # fmt: skip
@@ -233,13 +212,13 @@ def _results(
 
 
 @_inputs.register_fake
-def _(projected, taps, tail, cosine, sine, heads, choices, dtype):  # type: ignore[no-untyped-def]
+def _(projected, taps, tail, cosine, sine, own, heads, choices, dtype):  # type: ignore[no-untyped-def]
     return _results(projected, taps, heads, choices, dtype)
 
 
 @torch.library.custom_op("asnn_goose::mixer_inputs_backward", mutates_args=())
 def _inputs_backward(
-    projected: Tensor, taps: Tensor, tail: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    projected: Tensor, taps: Tensor, tail: Tensor, cosine: Tensor | None, sine: Tensor | None, own: Tensor | None,
     read_arriving: Tensor, key_arriving: Tensor, value_arriving: Tensor, rest_arriving: Tensor,
     heads: list[int], choices: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -260,7 +239,8 @@ def _inputs_backward(
         for index, arriving in ((1, key_arriving), (2, value_arriving)):
             site = _Site(index, heads, choices, count, cosine is not None, columns - channels)
             site_backward_kernel[site.grid(projected, BACKWARD_NUMBERS)](
-                flat, taps, tail, cosine, sine, arriving.contiguous(), convolved, rest_arriving, gradient,
+                flat, taps, tail, cosine, sine, _of_site(own, index), arriving.contiguous(), convolved,
+                rest_arriving, gradient,
                 time, flat.stride(0), distance, channels, *site.threshold, site.limit, site.gradient_scale,
                 place=index - 1, tokens=site.tile(BACKWARD_NUMBERS), num_warps=BACKWARD_WARPS, **site.constants,
             )  # fmt: skip
@@ -293,7 +273,7 @@ def _differentiate(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, .
         projected.new_zeros(shape, dtype=dtype) if part is None else part
         for part, (shape, dtype) in zip(arriving[:4], ctx.like, strict=True)
     ]
-    return (*_inputs_backward(projected, *others, *given, *ctx.choices), None, None, None, None, None)
+    return (*_inputs_backward(projected, *others, *given, *ctx.choices), *[None] * 6)
 
 
 torch.library.register_autograd("asnn_goose::mixer_inputs", _differentiate, setup_context=_keep)

@@ -82,7 +82,7 @@ def _spikes(y, theta, levels: tl.constexpr, compared: tl.constexpr):
 @triton.jit
 @no_type_check
 def site_kernel(
-    x, taps, tail, cosine, sine, made, spikes, rest,
+    x, taps, tail, cosine, sine, own, made, spikes, rest,
     time, stride, table_stride, channels, alpha, least, most,
     start: tl.constexpr, heads: tl.constexpr, half: tl.constexpr, span: tl.constexpr, turns: tl.constexpr,
     tokens: tl.constexpr, count: tl.constexpr, turned: tl.constexpr, bounded: tl.constexpr,
@@ -95,6 +95,8 @@ def site_kernel(
     x += (row * time + first) * stride
     tail += row * (count - 1) * channels
     width: tl.constexpr = heads * 2 * half
+    if own is not None:
+        alpha *= tl.load(own)
     made += (row * time + first) * width
     if levels > 0:
         spikes += (row * time + first) * width
@@ -133,7 +135,7 @@ def site_kernel(
 @triton.jit
 @no_type_check
 def site_backward_kernel(
-    x, taps, tail, cosine, sine, arriving, gradient, rest_arriving, rest_gradient,
+    x, taps, tail, cosine, sine, own, arriving, gradient, rest_arriving, rest_gradient,
     time, stride, table_stride, channels, alpha, least, most, limit, gradient_scale,
     start: tl.constexpr, heads: tl.constexpr, half: tl.constexpr, span: tl.constexpr, place: tl.constexpr,
     tokens: tl.constexpr, count: tl.constexpr, turned: tl.constexpr, bounded: tl.constexpr,
@@ -147,6 +149,8 @@ def site_backward_kernel(
     inside = head < heads
     there = inside & (first + at < time)
     width: tl.constexpr = heads * 2 * half
+    if own is not None:
+        alpha *= tl.load(own)
     arriving += (row * time + first) * width
     places = at * width + head * 2 * half + part
     flow = tl.load(arriving + places, mask=there, other=0.0).to(tl.float32)

@@ -143,7 +143,7 @@ def build_encoders(config: GooseConfig, widths: Mapping[str, int]) -> dict[str, 
 
 
 def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
-    """A spike encoder as the configuration describes it; only linear layers' inputs have thresholds of their own."""
+    """A spike encoder as the configuration describes it."""
     spikes = cast(dict[str, Any], config.spikes)
     membrane = spikes["membrane"]
     leaks = membrane is not None and (membrane["sites"] is None or site in membrane["sites"])
@@ -157,6 +157,6 @@ def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
         surrogate=SurrogateSpec(**spikes["surrogate"]),
         kind=spikes["encoder"],
         group_channels=spikes["group_channels"],
-        store_alpha=spikes["store_alpha"] and site not in ("k", "v"),
+        store_alpha=spikes["store_alpha"],
         membrane=MembraneSpec(membrane["beta"], membrane["detach_reset"]) if leaks else None,
     )

@@ -4,7 +4,7 @@ Copied projections say what is written and read, but not how long it is kept, ho
 one's place, or how large a read must be. Each key/value head takes the timescale and erase rate of a grid whose
 reads come nearest to what the teacher's heads found; each channel's gain is then the least-squares one, and the output
 projection the ridge regression that stays near the copied one. No gradient is taken.
-Thresholds of encoders at linear layers' inputs start where spikes come nearest to the dense student's activations.
+Thresholds of encoders start where spikes come nearest to the dense student's activations.
 The idea of setting these from attention statistics: Taylor-Calibrate (arXiv 2606.16429); grid and regression are ours.
 """
 
@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from asnn_goose.models.block import GooseBlock
-from asnn_goose.models.folding import encoded_inputs
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer
 from asnn_goose.models.spiking_linear import layer_input
 from asnn_goose.models.student import GooseForCausalLM
@@ -72,7 +71,7 @@ def calibrate_mixer(mixer: GooseMixer, given: Float[Tensor, "batch time width"],
 
 @torch.no_grad()
 def calibrate_encoders(student: GooseForCausalLM, input_ids: Int[Tensor, "batch time"]) -> None:
-    """Set the threshold factor of each encoder that linear layers read and that keeps one of its own.
+    """Set the threshold factor of each encoder that keeps one of its own.
 
     It becomes the one of the least squared error on what the dense student's activations are there.
     """
@@ -140,7 +139,7 @@ def without_output_norms(
 
 def calibrated_encoders(student: GooseForCausalLM) -> list[SpikeEncoder]:
     """The encoders whose threshold factor is searched for."""
-    return [encoder for encoder, _ in encoded_inputs(student) if encoder.stores_alpha]
+    return [module for module in student.modules() if isinstance(module, SpikeEncoder) and module.stores_alpha]
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asnn_goose.kernels.site_encoding import SiteEncoding
 from asnn_goose.models.rotary import Tables
 from asnn_goose.models.spiking_linear import SiteTrace, Traces
 from asnn_goose.spikes.encoder import THRESHOLD_RANGE, SpikeEncoder
 
 if find_spec("triton") is not None:
-    from asnn_goose.kernels.mixer_inputs_triton import SiteEncoding, mixer_inputs_triton, refusal
+    from asnn_goose.kernels.mixer_inputs_triton import mixer_inputs_triton, refusal
 
 LEAST_TOKENS: dict[str, float] = {"cuda": 2_048 if find_spec("triton") is not None else math.inf}
 """Tokens from which on the operator is used, by device: a few, as in decoding, are done sooner by torch."""
@@ -47,12 +48,12 @@ def fused_inputs(
 
 
 def _expressible(encoder: Any) -> bool:
-    """A given threshold factor, no amplitude, a known surrogate, no blending or membrane, and nobody who watches it."""
+    """A factor that does not learn, no amplitude, a known surrogate, no blending or membrane, nobody who watches."""
     return (
         isinstance(encoder, SpikeEncoder)
         and encoder.kind == "ternary"
         and not encoder._forward_hooks
-        and not isinstance(encoder.alpha, nn.Parameter)
+        and not encoder.learns_alpha
         and encoder.amplitude is None
         and encoder.hardness is None
         and encoder.membrane is None
@@ -61,10 +62,12 @@ def _expressible(encoder: Any) -> bool:
     )
 
 
-def _encoding(encoders: nn.ModuleDict, site: str) -> "SiteEncoding | None":
+def _encoding(encoders: nn.ModuleDict, site: str) -> SiteEncoding | None:
     if site not in encoders:
         return None
     encoder: Any = encoders[site]
     surrogate = encoder.surrogate
     limit = encoder.levels - 0.5 + surrogate.width if surrogate.kind == "clipped_ste" else math.inf
-    return SiteEncoding(encoder.levels, encoder.alpha, limit, surrogate.gradient_scale, encoder.scale == "token")
+    own = encoder.alpha if encoder.stores_alpha else None
+    given = 1.0 if encoder.stores_alpha else encoder.alpha
+    return SiteEncoding(encoder.levels, given, limit, surrogate.gradient_scale, encoder.scale == "token", own)

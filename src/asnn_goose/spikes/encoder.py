@@ -164,7 +164,7 @@ class SpikeEncoder(nn.Module):
         if kernel is not None:
             limit = self.levels - 0.5 + self.surrogate.width if self.surrogate.kind == "clipped_ste" else math.inf
             values, step = kernel(
-                x, cast(float, self.alpha), THRESHOLD_RANGE, self.levels, limit, self.surrogate.gradient_scale
+                x, float(self.alpha), THRESHOLD_RANGE, self.levels, limit, self.surrogate.gradient_scale
             )
         else:
             # transformers loads every weight as one that learns.
@@ -194,18 +194,21 @@ class SpikeEncoder(nn.Module):
         return self.channel_amplitude()
 
     def _compiled_kernel(self, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
-        """The numba or Triton form where it serves: for a given alpha, and a surrogate that clips or does not.
+        """The numba or Triton form where it serves: no learning alpha, and a surrogate that clips or does not.
 
         Not inside torch.compile, which fuses the torch form with what stands before and behind it: there a kernel of
         its own would be a pass over memory more.
         """
         surrogate = self.kind == "ternary" and self.surrogate.kind in ("clipped_ste", "ste")
         plain = self.hardness is None and self.membrane is None
-        written = surrogate and plain and not isinstance(self.alpha, nn.Parameter)
+        written = surrogate and plain and not self.learns_alpha
         if not written or torch.compiler.is_compiling() or x.numel() < LEAST_WORTHWHILE.get(x.device.type, math.inf):
             return None
         if not x.is_cuda:
             return _numba_encoder()
+        if self.stores_alpha:
+            # A number on the device would have to be waited for.
+            return None
         return _triton_encoder() if x.dtype != torch.float64 and x.shape[-1] <= WIDEST_ON_GPU else None
 
     def _recorded_values(self, x: Tensor, step: Tensor) -> Tensor:

@@ -34,10 +34,6 @@ class SiteStatistics:
     value_deviation: Tensor
     channel_rate_deviation: Tensor
 
-    def as_floats(self) -> dict[str, float]:
-        """The statistics as Python numbers; waits for the device."""
-        return {name: float(value) for name, value in vars(self).items()}
-
 
 def site_statistics(values: Real[Tensor, "*batch width"]) -> SiteStatistics:
     """Statistics of one spike tensor over all its tokens."""
@@ -70,10 +66,6 @@ class EncoderStatistics:
     alpha: Tensor
     amplitude: Tensor
     amplitude_deviation: Tensor
-
-    def as_floats(self) -> dict[str, float]:
-        """The statistics as Python numbers; waits for the device."""
-        return {name: float(value) for name, value in vars(self).items()}
 
 
 def encoder_statistics(encoder: SpikeEncoder) -> EncoderStatistics:

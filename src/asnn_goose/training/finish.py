@@ -18,7 +18,7 @@ from asnn_goose.errors import MachineError
 from asnn_goose.evaluation.efficiency import model_flops_utilization, teacher_cost, training_flops_per_token
 from asnn_goose.evaluation.mac_counter import count_macs
 from asnn_goose.evaluation.student import probe_spikes, site_encoders, student_perplexity
-from asnn_goose.measurements import curve, curves_from_metrics
+from asnn_goose.measurements import curve, curves_from_metrics, site_curve
 from asnn_goose.models.build import fresh_student
 from asnn_goose.models.folding import folded
 from asnn_goose.models.loading import quiet_transformers
@@ -45,7 +45,6 @@ from asnn_goose.results import (
     Throughput,
 )
 from asnn_goose.run_dir import write_text_atomically
-from asnn_goose.spikes.statistics import encoder_statistics
 from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
 from asnn_goose.training.loop import PROBE_TOKENS, TrainingLoop
 from asnn_goose.training.memory import peak_memory_bytes
@@ -228,11 +227,9 @@ def spike_result(loop: TrainingLoop, metrics: list[dict[str, Any]]) -> SpikeResu
     student = loop.material.student
     ids = loop.material.windows.probe(PROBE_TOKENS).to(loop.accelerator.device)
     layers = []
-    encoders = site_encoders(student)
-    for name, statistics in probe_spikes(student, ids).items():
+    for name, figures in probe_spikes(student, ids).items():
         layer, site = name.removeprefix("layer_").split(".")
-        history = curve(metrics, f"density.{name}")
-        figures = statistics.as_floats() | encoder_statistics(encoders[name]).as_floats()
+        history = site_curve(metrics, name, "density")
         layers.append(SiteSpikes(layer=int(layer), site=site, history=history, **figures))
     counted = count_macs(folded(student), ids)
     return SpikeResult(

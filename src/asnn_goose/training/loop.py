@@ -16,7 +16,7 @@ from asnn_goose.data.feed import BatchFeed
 from asnn_goose.errors import TrainingDivergedError
 from asnn_goose.evaluation.perplexity import perplexity_of
 from asnn_goose.evaluation.student import probe_spikes, student_perplexity
-from asnn_goose.measurements import curve
+from asnn_goose.measurements import curve, site_columns
 from asnn_goose.models.compiling import compiled_graphs
 from asnn_goose.training.checkpoint import (
     RunState,
@@ -207,8 +207,8 @@ class TrainingLoop:
             figures["perplexity"] = perplexity_of(figures["cross_entropy_nats"])
         seconds = max(self.state.seconds - self._logged_seconds, 1e-9)
         tokens_per_second = self._logged_steps * self.stage.tokens_per_step / seconds
-        densities = self._probe_densities()
-        density = sum(densities.values()) / len(densities) if densities else 0.0
+        found = self._probe()
+        density = sum(figures["density"] for figures in found.values()) / max(len(found), 1)
         self._memory_samples.append(memory_bytes(self.accelerator.device))
         scaler = self.accelerator.scaler
         groups = self.bare_optimizer.param_groups
@@ -225,7 +225,7 @@ class TrainingLoop:
             skipped_steps=self.state.skipped,
             compiled_graphs=compiled_graphs(),
             density=density,
-            **{f"density.{name}": value for name, value in densities.items()},
+            spikes=site_columns(found),
         )
         progress.step(self.state.step)
         progress.figures(self.state.step, figures, tokens_per_second, density)
@@ -292,6 +292,6 @@ class TrainingLoop:
             return False
         return self.state.step - max(since, self.state.stage_start) >= stopping.patience_steps
 
-    def _probe_densities(self) -> dict[str, float]:
-        student, ids = self.material.student, self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
-        return self.step.look(lambda: {site: float(seen.density) for site, seen in probe_spikes(student, ids).items()})
+    def _probe(self) -> dict[str, dict[str, float]]:
+        ids = self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
+        return self.step.look(probe_spikes, self.material.student, ids)

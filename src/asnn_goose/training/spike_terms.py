@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from asnn_goose.config_training import Activity, Objective
+from asnn_goose.config_objective import Activity, Objective
 from asnn_goose.evaluation.student import site_encoders
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.spikes.penalties import amplitude_variance, excess_activity, threshold_collapse

@@ -7,11 +7,11 @@ from typing import Literal
 from torch import nn
 
 from asnn_goose.config import Recipe
+from asnn_goose.config_objective import Objective
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.config_training import (
     AlignStage,
     DistillStage,
-    Objective,
     SpikeRamp,
     Stage,
     StageExit,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from asnn_goose.config_training import Objective
+from asnn_goose.config_objective import Objective
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.kernels.kd_loss import distillation_sums
 from asnn_goose.models.student import GooseForCausalLM
