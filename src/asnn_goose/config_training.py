@@ -193,8 +193,17 @@ class AlignStage(StageOptions):
     sublayers: Literal["mixers", "feed_forward", "all"] = "mixers"
     """Mixers, which learn attention, feed-forward parts, which may have to learn themselves anew as they spike, or
     both."""
+    inputs: Literal["teacher", "student"] = "teacher"
+    """`teacher` feeds each sublayer what its teacher's was fed, `student` what the student's sublayers before it have
+    made of the stream, so that it learns to make up for their errors; then `sublayers` must be all."""
     train: Literal["sublayers", "new"] = "sublayers"
     """The weights of these sublayers, or only those that the teacher did not give."""
+
+    @model_validator(mode="after")
+    def _stream_needs_all_sublayers(self) -> "AlignStage":
+        if self.inputs == "student" and self.sublayers != "all":
+            raise ValueError(f"inputs=student needs sublayers=all, got {self.sublayers}: each feeds the next")
+        return self
 
 
 class DistillStage(StageOptions):

@@ -55,6 +55,7 @@ class StagePlan:
         exit: What ends it early.
         ramp: Which sites become spikes, and how fast.
         dense: Sites that a later stage raises.
+        inputs: Whose stream feeds what `align` aligns.
     """
 
     index: int
@@ -74,6 +75,7 @@ class StagePlan:
     exit: StageExit | None
     ramp: RampPlan | None = None
     dense: frozenset[str] = frozenset()
+    inputs: Literal["teacher", "student"] = "teacher"
 
     @property
     def rows_per_step(self) -> int:
@@ -118,6 +120,7 @@ def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: 
         steps=steps,
         train=stage.train,
         sublayers=stage.sublayers if isinstance(stage, AlignStage) else "mixers",
+        inputs=stage.inputs if isinstance(stage, AlignStage) else "teacher",
         batch_size=batch_size,
         window=window,
         part_weights=stage.part_weights,

@@ -107,7 +107,7 @@ def build_work(
     observe: Callable[[Tensor], Any]
     compiled = recipe.training.compile
     if plan.kind == "align":
-        module = AlignmentStep(student, compiled_runners() if compiled else SublayerRunners())
+        module = AlignmentStep(student, compiled_runners() if compiled else SublayerRunners(), plan.inputs)
 
         def observe(ids: Tensor) -> Any:
             """The teacher's sublayers, what they were given and gave."""
