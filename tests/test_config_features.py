@@ -23,7 +23,7 @@ def test_an_objective_follows_hidden_states_by_any_of_its_terms():
 def test_recorded_numbers_are_the_defaults():
     recorded = CkaDynamics(kind="cka")
     assert (recorded.weight, recorded.warmup_steps, recorded.kill_ratio) == (0.001, 500, 1.10)
-    assert (recorded.pairs, recorded.recorded_offset) == ("depth", False)
+    assert (recorded.pairs, recorded.recorded_offset) == (None, False)
     semantic = SemanticSpikes()
     assert (semantic.weight, semantic.begin_step, semantic.full_step, semantic.threshold) == (0.08, 400, 800, 0.75)
     published = PredictionDynamics(kind="prediction")

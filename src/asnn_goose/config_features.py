@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from asnn_goose.config_text import Section
 
-BlockPairs = tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...]
+Number = Annotated[int, Field(ge=0)]
+BlockPairs = tuple[Annotated[tuple[Number, Number], Field(strict=False)], ...]
 """Blocks of the student, each with one of the teacher's, both from 0."""
 LastState = Literal["stream", "normed"]
 
@@ -86,7 +87,7 @@ class GivenMap(Section):
     """Each block follows the state that is listed for it."""
 
     kind: Literal["given"]
-    states: tuple[Annotated[int, Field(ge=0)], ...] = Field(strict=False, min_length=1)
+    states: tuple[Number, ...] = Field(strict=False)
     """One state of the teacher's for each block of the student."""
 
 
@@ -162,8 +163,8 @@ class CkaDynamics(DynamicsOptions):
     """Factor on the term."""
     compare: Literal["cka", "mse"] = "cka"
     """How changes are compared; `mse` for a student as wide as its teacher."""
-    pairs: Literal["depth"] | Annotated[BlockPairs, Field(strict=False, min_length=1)] = "depth"
-    """Blocks that are compared, as [student's, teacher's] from 0; `depth` takes up to three by their share of depth."""
+    pairs: BlockPairs | None = Field(default=None, strict=False)
+    """Blocks that are compared, as [student's, teacher's] from 0; null takes up to three by their share of depth."""
     recorded_offset: bool = False
     """Take the change of the block behind each, and skip a pair that has none, as the recorded code did."""
 
@@ -211,8 +212,9 @@ class SemanticSpikes(Section):
     """Step at which its linear rise has ended."""
     threshold: float = Field(default=0.75, gt=0.0)
     """Share of a token's mean magnitude up to which a channel counts as silent."""
-    pairs: Literal["depth"] | Annotated[BlockPairs, Field(strict=False, min_length=1)] = "depth"
-    """Blocks that are compared, as [student's, teacher's] from 0; the state is the one behind the teacher's block."""
+    pairs: BlockPairs | None = Field(default=None, strict=False)
+    """Blocks that are compared, as [student's, teacher's] from 0; the state is the one behind the teacher's block. Null
+    takes up to three by their share of depth."""
     last_state: LastState = "stream"
     """The teacher's last state before its final norm, or after it (`normed`), as recorded."""
 

@@ -69,7 +69,7 @@ def test_changes_of_equal_width_may_be_compared_by_their_squares(seen_by_terms) 
     change = seen.state(2) - seen.state(1) - (seen.teacher[3] - seen.teacher[2])
     ((_, _, value),) = made.of(seen)
     assert value.item() == pytest.approx(change.square().mean().item(), rel=1e-9)
-    with pytest.raises(ConfigError, match="compare=mse compares 16 channels .* 24 of the teacher: give compare=cka"):
+    with pytest.raises(ConfigError, match=r"compare=mse compares 16 channels .* 24 of the teacher: give compare=cka"):
         CkaTerm(options(kind="cka", pairs=[[1, 2]], compare="mse"), DEPTHS, (16, 24))
 
 

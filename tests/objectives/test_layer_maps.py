@@ -42,21 +42,21 @@ def test_uniform_states_are_the_recorded_lists(depths, expected) -> None:
 
 @pytest.mark.parametrize(("depths", "expected"), RECORDED_PAIRS.items())
 def test_pairs_by_depth_are_the_recorded_ones(depths, expected) -> None:
-    assert dict(depth_pairs(*depths)) == expected
+    assert dict(depth_pairs(*depths, "key")) == expected
 
 
 def test_pairs_by_depth_stay_within_both_models() -> None:
     for student in range(1, 40):
         for teacher in range(3, 40):
-            pairs = depth_pairs(student, teacher)
+            pairs = depth_pairs(student, teacher, "key")
             assert len(pairs) == min(3, student)
             assert all(0 <= s < student and 2 <= t < teacher for s, t in pairs)
             assert len({s for s, _ in pairs}) == len(pairs)
 
 
 def test_pairs_by_depth_need_a_third_block() -> None:
-    with pytest.raises(ConfigError, match="pairs=depth needs a teacher of at least 3 blocks, got 2: give pairs"):
-        depth_pairs(5, 2)
+    with pytest.raises(ConfigError, match=r"key\.pairs=null needs a teacher of at least 3 blocks, got 2: give \[\["):
+        depth_pairs(5, 2, "key")
 
 
 def test_a_deeper_student_never_follows_the_embeddings() -> None:
@@ -119,7 +119,9 @@ def test_there_is_one_weight_for_each_compared_state() -> None:
 
 def test_given_pairs_name_blocks_that_exist() -> None:
     assert chosen_pairs([(4, 11)], Depths(5, 12), "key") == ((4, 11),)
-    assert chosen_pairs("depth", Depths(5, 12), "key") == depth_pairs(5, 12)
+    assert chosen_pairs(None, Depths(5, 12), "key") == depth_pairs(5, 12, "key")
+    with pytest.raises(ConfigError, match=r"key\.pairs is empty: give"):
+        chosen_pairs([], Depths(5, 12), "key")
     for pair in ((5, 0), (0, 12)):
         with pytest.raises(ConfigError, match="the student's go from 0 to 4, the teacher's to 11"):
             chosen_pairs([pair], Depths(5, 12), "key")

@@ -32,9 +32,9 @@ def test_the_mean_of_k_and_v_is_compared_by_hand() -> None:
 
 def test_spikes_follow_the_state_behind_the_teachers_block(seen_by_terms) -> None:
     seen, made = seen_by_terms(), term(pairs=[[0, 1], [2, 3]], last_state="normed")
-    targets = spike_target(seen.teacher[2], 0.75), spike_target(seen.teacher_last, 0.75)
+    targets = {0: spike_target(seen.teacher[2], 0.75), 2: spike_target(seen.teacher_last, 0.75)}
     sent = seen.found.sent
-    errors = [semantic_error(sent[block]["k"], sent[block]["v"], target) for block, target in zip((0, 2), targets)]
+    errors = [semantic_error(sent[block]["k"], sent[block]["v"], target) for block, target in targets.items()]
     ((name, weight, value),) = made.of(seen)
     assert (name, weight) == ("semantic_error", 0.08)
     assert value.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-6)

@@ -40,8 +40,8 @@ from asnn_goose.training.align import AlignmentStep
 from asnn_goose.training.checkpoint import restore_tensors, training_tensors
 from asnn_goose.training.distill import distill
 from asnn_goose.training.distributed import ProcessStep, decided_by_main, join_processes, on_any
-from asnn_goose.training.loop import TrainingLoop
 from asnn_goose.training.feature_terms import FeatureSetting, FeatureTerms
+from asnn_goose.training.loop import TrainingLoop
 from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.step import DistillationStep, TeacherView
 

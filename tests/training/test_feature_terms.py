@@ -90,13 +90,12 @@ def test_a_student_of_other_depth_and_width_is_seen_beside_its_teacher(small_rec
 
 
 def test_terms_that_do_not_fit_the_two_models_are_refused_in_one_line(small_recipe, teacher):
-    uniform = {"kind": "uniform"}
+    uniform, given = {"kind": "uniform"}, {"kind": "given", "states": [1, 9]}
     with pytest.raises(ConfigError, match="compares 32 channels of the student with 256 of the teacher"):
         check_features(asked(small_recipe, hidden_alignment={"layer_map": uniform}), teacher)
     with pytest.raises(ConfigError, match=r"states=\[1, 9\]: give one state for each of the student's 2 blocks"):
-        given = {"kind": "given", "states": [1, 9]}
         check_features(asked(small_recipe, hidden_alignment={"loss": "cka", "layer_map": given}), teacher)
-    with pytest.raises(ConfigError, match="give student.width=256"):
+    with pytest.raises(ConfigError, match=r"give student\.width=256"):
         check_features(asked(small_recipe, semantic={}), teacher)
     with pytest.raises(ConfigError, match=r"objective.feature_dynamics.pairs names the blocks \[0, 4\]"):
         check_features(asked(small_recipe, feature_dynamics={"kind": "cka", "pairs": [[0, 4]]}), teacher)

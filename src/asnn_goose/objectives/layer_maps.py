@@ -121,19 +121,19 @@ def skipped_states(depths: Depths, every: int | None) -> tuple[int, ...]:
     return tuple(step * (block + 1) for block in range(depths.student))
 
 
-def depth_pairs(student_blocks: int, teacher_blocks: int) -> tuple[tuple[int, int], ...]:
+def depth_pairs(student_blocks: int, teacher_blocks: int, key: str) -> tuple[tuple[int, int], ...]:
     """Up to three blocks of the student, first to last, each with one of the teacher's, as recorded.
 
     s = floor(i (L_s - 1) / (n - 1)) for i < n = min(3, L_s), and t = floor(s / (L_s - 1) (L_t - 1)) + 2, within 2 and
-    L_t - 1. A student of one block pairs it with block 2.
+    L_t - 1. A student of one block pairs it with block 2. `key` is the section of the recipe that asks.
 
     Raises:
         ConfigError: The teacher has no block number 2.
     """
     if teacher_blocks < LEAST_TEACHER_BLOCKS:
         raise ConfigError(
-            f"pairs=depth needs a teacher of at least {LEAST_TEACHER_BLOCKS} blocks, got {teacher_blocks}: give pairs "
-            "as [[student's block, teacher's block], ...], both from 0"
+            f"{key}.pairs=null needs a teacher of at least {LEAST_TEACHER_BLOCKS} blocks, got {teacher_blocks}: give "
+            "[[student's block, teacher's block], ...], both from 0"
         )
     number, last = min(MOST_PAIRS, student_blocks), student_blocks - 1
     students = [place * last // (number - 1) for place in range(number)] if last else [0]
@@ -142,14 +142,16 @@ def depth_pairs(student_blocks: int, teacher_blocks: int) -> tuple[tuple[int, in
     return tuple((s, max(2, min(t, teacher_blocks - 1))) for s, t in zip(students, found, strict=True))
 
 
-def chosen_pairs(pairs: Sequence[tuple[int, int]] | str, depths: Depths, key: str) -> tuple[tuple[int, int], ...]:
+def chosen_pairs(pairs: Sequence[tuple[int, int]] | None, depths: Depths, key: str) -> tuple[tuple[int, int], ...]:
     """Pairs of blocks as a recipe gives them at `key`, or by depth.
 
     Raises:
-        ConfigError: There is no such block.
+        ConfigError: There is no pair, or no such block.
     """
-    if isinstance(pairs, str):
-        return depth_pairs(depths.student, depths.teacher)
+    if pairs is None:
+        return depth_pairs(depths.student, depths.teacher, key)
+    if not pairs:
+        raise ConfigError(f"{key}.pairs is empty: give [[student's block, teacher's block], ...] from 0, or null")
     for student, teacher in pairs:
         if student >= depths.student or teacher >= depths.teacher:
             raise ConfigError(
