@@ -116,9 +116,10 @@ class HiddenAlignment(Section):
     the micro-batch: where a few channels hold most of the stream's power (three of SmolLM2's 576 hold half of it), an
     error relative to the whole would see little else. `mse` is (h - t)^2, averaged likewise, as recorded; `cosine` is
     1 - cos(h, t) and `relative_l2` |h - t|^2 / |t|^2, averaged over tokens; `cka` is 1 - CKA over the micro-batch's
-    tokens. `relation` transfers what tokens look at: softmax over the earlier tokens of cos(h_i, h_j) / 0.1, as a KL
-    from the teacher's, averaged over tokens. It stands for attention transfer (MiniLM's relations, Wang et al. 2020,
-    of hidden states): a recurrence has no attention map that a teacher's could be compared with.
+    tokens, each brought to unit length. `relation` transfers what tokens look at: softmax over the earlier tokens of
+    cos(h_i, h_j) / 0.1, as a KL from the teacher's, averaged over tokens. It stands for attention transfer (MiniLM's
+    relations, Wang et al. 2020, of hidden states): a recurrence has no attention map that a teacher's could be compared
+    with.
     """
 
     weight: float = Field(default=4.0, gt=0.0)

@@ -100,11 +100,12 @@ def test_one_loud_token_is_not_all_that_alignment_by_cka_sees() -> None:
     x, y = random(2, 50, 8), random(2, 50, 8, seed=1)
     quiet = cka_error(x, y).item()
     loud = [torch.cat([part[:, :1] * 0 + 1e4, part[:, 1:]], dim=1) for part in (x, y)]
-    assert linear_cka(*(part.flatten(0, 1) for part in loud)).item() > 0.999
-    # Centering makes the others' rows alike in part, as a mean far from all of them would.
-    assert cka_error(*loud).item() > 0.0
-    assert cka_error(x, x).item() == pytest.approx(0.0, abs=1e-7)
-    assert 0.5 < quiet < 1.0
+    for unit_rows in (False, True):
+        assert linear_cka(*(part.flatten(0, 1) for part in loud), unit_rows).item() > 0.999
+    assert quiet > 0.9
+    assert cka_error(*loud).item() == pytest.approx(quiet, abs=0.1)
+    turn, _ = torch.linalg.qr(random(8, 8, seed=2))
+    assert cka_error(3.0 * loud[0] @ turn, loud[1]).item() == pytest.approx(cka_error(*loud).item(), rel=1e-6)
 
 
 def test_cka_is_found_in_full_precision_under_autocast() -> None:

@@ -14,7 +14,7 @@ from asnn_goose.errors import ConfigError
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.kernels.kd_loss import NOT_SCORED, distillation_sums
 from asnn_goose.kernels.kd_targets import dynamics_sums
-from asnn_goose.objectives.features import cka_error, squared_error
+from asnn_goose.objectives.features import linear_cka, squared_error
 from asnn_goose.objectives.layer_maps import Depths, chosen_pairs, reading_states
 from asnn_goose.objectives.terms import Seen, Value, matmul_dtype
 
@@ -89,12 +89,14 @@ class CkaTerm(nn.Module):
 
     def of(self, seen: Seen) -> Iterator[Value]:
         """`dynamics_error`."""
-        compared = cka_error if self.options.compare == "cka" else squared_error
         errors = []
         for student, teacher in self.ends:
             change = _precise(seen.state(student)) - _precise(seen.state(student - 1))
             wanted = _precise(seen.teacher[teacher]) - _precise(seen.teacher[teacher - 1])
-            errors.append(compared(change, wanted))
+            if self.options.compare == "mse":
+                errors.append(squared_error(change, wanted))
+            else:
+                errors.append(1 - linear_cka(change.flatten(0, 1), wanted.flatten(0, 1), unit_rows=True))
         yield Value("dynamics_error", self.options.weight, torch.stack(errors).mean())
 
     def share(self, done: int, off: bool) -> float:

@@ -60,8 +60,15 @@ def relative_error(
 def cka_error(
     student: Float[Tensor, "batch time width"], teacher: Float[Tensor, "batch time other"]
 ) -> Float[Tensor, ""]:
-    """1 - linear CKA of all tokens, each at unit length: a single loud token would be all that CKA sees."""
-    return 1 - linear_cka(student.flatten(0, 1), teacher.flatten(0, 1), unit_rows=True)
+    """1 - linear CKA of all tokens, each brought to unit length first.
+
+    Otherwise one loud token, as GPT-2's first one is, would be all that CKA sees: it moves the mean, and thereby
+    every row.
+    """
+    x, y = (
+        functional.normalize(_precise(part.flatten(0, 1)), dim=-1, eps=SMALLEST_NORM) for part in (student, teacher)
+    )
+    return 1 - linear_cka(x, y)
 
 
 def relation_error(
