@@ -27,6 +27,7 @@ LAYERS = [
     {"config"},
     {"config_training"},
     {"config_objective"},
+    {"config_features"},
     {"config_student"},
     {"config_text"},
     {"errors"},

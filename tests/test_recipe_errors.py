@@ -38,6 +38,27 @@ REFUSALS = {
     "objective.activity={events: 1.5}": "objective.activity.events: expected a value less than 1, got 1.5",
     "objective.activity={events: 0}": "objective.activity.events: expected a value greater than 0, got 0",
     "objective.activity={events: 0.2, sites: {k: 2}}": "objective.activity.sites: expected a value less than 1, got 2",
+    "objective.hidden_alignment.projector.kind=matrix": (
+        'objective.hidden_alignment.projector.kind: expected one of none, linear, mlp, factorized, got "matrix"'
+    ),
+    "objective.hidden_alignment.layer_map.kind=given": (
+        "objective.hidden_alignment.layer_map.states is missing and has no default"
+    ),
+    "objective.hidden_alignment={layer_map: {kind: uniform, every: 2}}": (
+        "objective.hidden_alignment.layer_map.every does not apply to the chosen objective.hidden_alignment.layer_map, "
+        "which takes kind"
+    ),
+    "objective.feature_dynamics.kind=fdd": (
+        'objective.feature_dynamics.kind: expected one of cka, prediction, got "fdd"'
+    ),
+    "objective.feature_dynamics={kind: cka, pairs: [[1]]}": (
+        "objective.feature_dynamics.pairs[0][1] is missing: the list is too short"
+    ),
+    "objective.feature_dynamics={kind: prediction, weight: 1}": (
+        "objective.feature_dynamics.weight does not apply to the chosen objective.feature_dynamics, which takes "
+        "warmup_steps, kill_ratio, kind, layers, trajectory_weight, dynamics_weight"
+    ),
+    "objective.semantic={full_step: 1}": ("objective.semantic.full_step=1 is not behind begin_step=400: raise it"),
     "spikes.membrane=lif": 'spikes.membrane: expected a section with keys, got "lif"',
     "spikes.membrane.kind=alif": "spikes.membrane.kind: expected 'lif', got \"alif\"",
     "spikes.membrane.beta=1": "spikes.membrane.beta: expected a value less than 1, got 1",

@@ -84,18 +84,31 @@ class Recipe(Section):
     def _what_is_cached_suffices(self) -> "Recipe":
         if self.teacher.hidden_cache and self.follows_hidden_states:
             raise ValueError(
-                "teacher.hidden_cache=true keeps what the teacher's head reads, and objective.hidden_alignment "
-                "compares what stands between its blocks: drop one of the two"
+                "teacher.hidden_cache=true keeps what the teacher's head reads, and objective.hidden_alignment, "
+                "feature_dynamics and semantic compare what stands between its blocks: drop one of the two"
             )
         return self
 
     @model_validator(mode="after")
     def _hidden_states_correspond(self) -> "Recipe":
         converted = isinstance(self.student, GooseStudent) and self.student.initialization == "teacher"
-        if self.follows_hidden_states and not converted:
+        alignments = [objective.hidden_alignment for objective in self.objectives]
+        if not converted and any(one is not None and one.layer_map.kind == "block" for one in alignments):
             raise ValueError(
                 "objective.hidden_alignment needs a student whose blocks stand for the teacher's: student.mixer=goose "
-                "with student.initialization=teacher, or drop it"
+                "with student.initialization=teacher; or give it layer_map.kind=uniform, or drop it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spikes_can_mean_something(self) -> "Recipe":
+        if all(objective.semantic is None for objective in self.objectives):
+            return self
+        sites = spike_sites(self.spikes.sites, self.student.mixer, 0) if self.student.mixer == "wkv" else ()
+        if not {"k", "v"} <= set(sites) or self.spikes.encoder == "dense":
+            raise ValueError(
+                "objective.semantic compares spikes of k and v as wide as the stream: it needs student.mixer=wkv with "
+                "k and v among spikes.sites, and an encoder other than dense; or drop it"
             )
         return self
 
@@ -145,9 +158,13 @@ class Recipe(Section):
     @property
     def follows_hidden_states(self) -> bool:
         """Whether some stage compares hidden states with the teacher's."""
+        return any(objective.follows_hidden_states for objective in self.objectives)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What each stage that distills minimizes, in order."""
         stages: tuple[Stage, ...] = self.stages or (DistillStage(share=1.0),)
-        objectives = [stage.objective or self.objective for stage in stages if isinstance(stage, DistillStage)]
-        return any(objective.hidden_alignment is not None for objective in objectives)
+        return tuple(stage.objective or self.objective for stage in stages if isinstance(stage, DistillStage))
 
     @property
     def windows(self) -> dict[str, int]:

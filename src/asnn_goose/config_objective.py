@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from asnn_goose.config_features import FeatureDynamics, HiddenAlignment, SemanticSpikes
 from asnn_goose.config_student import SpikeSite
 from asnn_goose.config_text import Section
 
@@ -14,19 +15,6 @@ class FixedTemperature(Section):
     kind: Literal["fixed"] = "fixed"
     value: float = Field(default=2.0, gt=0.0, le=100.0)
     """Divides teacher and student logits; the loss is multiplied by its square."""
-
-
-class HiddenAlignment(Section):
-    """What each block of the student leaves in the residual stream follows what the teacher's had there.
-
-    Adds weight * (h - t)^2 / var(t), averaged over channels, tokens and blocks, with each channel's variance over the
-    tokens of the micro-batch: where a few channels hold most of the stream's power (three of SmolLM2's 576 hold half of
-    it), an error relative to the whole would see little else. A block that stands for several of the teacher's follows
-    the last of them. (FitNets, Romero et al. 2015, without a projection.)
-    """
-
-    weight: float = Field(default=4.0, gt=0.0)
-    """Factor on the error, beside the other terms in nats."""
 
 
 class Activity(Section):
@@ -67,6 +55,10 @@ class Objective(Section):
     """Weight of the next-token cross-entropy term."""
     hidden_alignment: HiddenAlignment | None = None
     """Null leaves the hidden states free."""
+    feature_dynamics: FeatureDynamics | None = None
+    """Null does not compare how states move from layer to layer."""
+    semantic: SemanticSpikes | None = None
+    """Null lets spikes of k and v mean what they will."""
     activity: Activity | None = None
     """Null lets the student spike as much as it will."""
     amplitude_variance: float = Field(default=0.0, ge=0.0)
@@ -81,3 +73,8 @@ class Objective(Section):
         if self.kl_weight == 0.0 and self.cross_entropy_weight == 0.0:
             raise ValueError("objective.kl_weight and objective.cross_entropy_weight are 0: raise one of them")
         return self
+
+    @property
+    def follows_hidden_states(self) -> bool:
+        """Whether it compares hidden states with the teacher's."""
+        return any(part is not None for part in (self.hidden_alignment, self.feature_dynamics, self.semantic))

@@ -65,6 +65,18 @@ def test_a_block_that_nobody_watches_hands_no_membrane_out():
     assert traces["v"].values is traces["v"].membrane is None
 
 
+def test_a_block_that_nobody_watches_shows_the_spikes_that_an_objective_asks_for():
+    block = GooseBlock(GooseConfig(hidden_size=16), 0)
+    block.mixer.encoders["k"].shows_spikes = True
+    x = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for runner in (run_block, recomputed(run_block)):
+        _, traces = runner(block, x, None, None, None, False)
+        assert set(traces) == {"k"}
+        assert traces["k"].values is None
+        (gradient,) = torch.autograd.grad(traces["k"].sent.square().sum(), block.mixer.key.weight)
+        assert gradient.abs().sum() > 0
+
+
 def test_a_block_adds_its_parts_to_the_stream():
     torch.manual_seed(0)
     block = GooseBlock(config(), 0).double()

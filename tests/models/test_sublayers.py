@@ -65,15 +65,15 @@ def test_only_the_blocks_asked_for_are_recorded_and_no_hook_stays(model):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("kept", [(0, 1), (0,), (1,)])
-def test_the_stream_is_recorded_where_each_kept_block_ends(model, kept):
+@pytest.mark.parametrize("numbers", [(1, 2), (2,), (0, 2), (2, 0, 1), ()])
+def test_the_stream_is_recorded_where_it_is_asked_for(model, numbers):
     anatomy = teacher_anatomy(model, "model")
     ids = torch.arange(10).reshape(2, 5)
     # transformers lists the embeddings' output first, and the last entry after the final norm.
     expected = model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
-    final, states = residual_stream(model.base_model, kept, ids)
-    assert len(states) == len(kept)
+    _, states = residual_stream(model.base_model, numbers, ids)
+    assert len(states) == len(numbers)
     assert not any(module._forward_pre_hooks for module in model.modules())
-    for index, state in zip(kept[1:], states, strict=False):
-        assert torch.equal(state, expected[index])
-    torch.testing.assert_close(anatomy.final_norm(states[-1]), final)
+    for number, state in zip(numbers, states, strict=True):
+        last = number == len(anatomy.blocks)
+        torch.testing.assert_close(anatomy.final_norm(state) if last else state, expected[number])

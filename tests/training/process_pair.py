@@ -25,7 +25,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from asnn_goose.config import Recipe
-from asnn_goose.config_objective import FixedTemperature, HiddenAlignment, Objective
+from asnn_goose.config_features import HiddenAlignment
+from asnn_goose.config_objective import FixedTemperature, Objective
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.data.feed import Batch
 from asnn_goose.errors import GooseError
@@ -33,11 +34,13 @@ from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import BlockRecord, SublayerRecord
+from asnn_goose.objectives.layer_maps import Depths
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep
 from asnn_goose.training.checkpoint import restore_tensors, training_tensors
 from asnn_goose.training.distill import distill
 from asnn_goose.training.distributed import ProcessStep, decided_by_main, join_processes, on_any
+from asnn_goose.training.feature_terms import FeatureSetting, FeatureTerms
 from asnn_goose.training.loop import TrainingLoop
 from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.step import DistillationStep, TeacherView
@@ -143,7 +146,8 @@ def build_step(kind: str, student: GooseForCausalLM) -> nn.Module:
     objective = Objective(
         temperature=FixedTemperature(value=2.0), cross_entropy_weight=0.5, hidden_alignment=HiddenAlignment()
     )
-    return DistillationStep(student, LinearHead(head), objective)
+    setting = FeatureSetting(Depths(3, 3, (0, 1, 2)), (WIDTH, WIDTH), LinearHead(head), nn.Identity())
+    return DistillationStep(student, LinearHead(head), objective, FeatureTerms(objective, setting, seed=0))
 
 
 def build_optimizer(step: nn.Module) -> AdamW:

@@ -76,6 +76,24 @@ def test_a_student_that_is_its_teacher_but_for_attention_is_compared_block_by_bl
     assert student.model.layers[0].mixer.rates.weight.grad is not None
 
 
+def test_what_learns_beside_the_student_is_trained_at_the_rate_of_new_weights(small_recipe, teacher, works):
+    alignment = {"loss": "mse", "layer_map": {"kind": "learned"}, "projector": {"kind": "linear"}}
+    base = small_recipe().model_dump(mode="json")
+    recipe = type(small_recipe()).model_validate({**base, "objective": {"hidden_alignment": alignment}}, strict=False)
+    student = build_student(recipe.student, recipe.spikes, teacher, 0)
+    material = RunMaterial(teacher, student, None, (), None, 8.0)
+    work = build_work(plan_stages(recipe, 1)[0], recipe, material, (), works[1])
+    decays = {
+        parameter: group["weight_decay"] for group in work.optimizer.param_groups for parameter in group["params"]
+    }
+    learned = work.features.alignment
+    assert [decays[matrix.weight] for matrix in learned.projectors] == [0.01] * 2
+    assert [decays[mixture.logits] for mixture in learned.mixtures.values()] == [0.0] * 2
+    ids = works[1].batch(0)
+    work.module(ids, work.observe(ids)).loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in learned.parameters())
+
+
 def test_blocks_are_computed_again_where_a_recipe_asks_for_it(small_recipe, teacher, real_text):
     losses = []
     for again in (False, True):

@@ -80,7 +80,8 @@ def run_block(
     x, traces = block(x, cache, valid, tables)
     if watched:
         return x, traces
-    return x, {site: SiteTrace(None, trace.events) for site, trace in traces.items() if trace.events is not None}
+    wanted = {site: SiteTrace(None, trace.events, None, trace.sent) for site, trace in traces.items()}
+    return x, {site: kept for site, kept in wanted.items() if kept.events is not None or kept.sent is not None}
 
 
 def recomputed(runner: BlockRunner) -> BlockRunner:

@@ -35,11 +35,13 @@ class SiteTrace(NamedTuple):
             one of zeros for each site.
         events: Mean |value|, with a gradient, where an encoder counts them for an objective.
         membrane: [batch width] after the last token, where its encoder has one.
+        sent: What the spikes stand for, with a gradient, where an encoder shows it for an objective.
     """
 
     values: Tensor | None
     events: Tensor | None = None
     membrane: Tensor | None = None
+    sent: Tensor | None = None
 
 
 Traces = dict[str, SiteTrace]
@@ -71,7 +73,8 @@ def encode(
     remembered = () if encoder.membrane is None or before is None else (before.membranes.get(site), before.valid)
     encoded: Spikes = encoder(x, *remembered)
     events = encoded.values.abs().mean() if encoder.counts_events else None
-    traces[site] = SiteTrace(encoded.values.detach(), events, encoded.membrane)
+    sent = encoded.dense() if encoder.shows_spikes else None
+    traces[site] = SiteTrace(encoded.values.detach(), events, encoded.membrane, sent)
     return encoded
 
 

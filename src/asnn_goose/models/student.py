@@ -37,6 +37,8 @@ class GooseOutput(ModelOutput):
             for the head where its input is encoded, if asked for.
         events: In the same order and by site, the mean |spike| of encoders that count them, with a gradient; None
             where none does.
+        sent: In the same order and by site, what spikes stand for, [batch time width] with a gradient, of encoders that
+            show it; None where none does.
         head_input: From the body alone: what the head multiplies, and the factor behind.
     """
 
@@ -47,6 +49,7 @@ class GooseOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     spikes: tuple[dict[str, Tensor], ...] | None = None
     events: tuple[dict[str, Tensor], ...] | None = None
+    sent: tuple[dict[str, Tensor], ...] | None = None
     head_input: LayerInput | None = None
 
 
@@ -130,13 +133,14 @@ class GooseModel(GoosePreTrainedModel):
         head_input, head_traces = self._head_input(x, valid, cache)
         if head_traces:
             traces.append(head_traces)
-        events = events_by_site(traces)
+        events, sent = events_by_site(traces), sent_by_site(traces)
         return GooseOutput(
             last_hidden_state=head_input.dense(),
             past_key_values=cache if use_cache else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             spikes=spikes_by_site(traces) if output_spikes else None,
             events=events if any(events) else None,
+            sent=sent if any(sent) else None,
             head_input=head_input,
         )
 
@@ -272,6 +276,11 @@ class GooseForCausalLM(GoosePreTrainedModel, GenerationMixin):
 def events_by_site(traces: Sequence[Traces]) -> tuple[dict[str, Tensor], ...]:
     """What encoders that count their spikes have counted in every block, by site."""
     return tuple({site: trace.events for site, trace in part.items() if trace.events is not None} for part in traces)
+
+
+def sent_by_site(traces: Sequence[Traces]) -> tuple[dict[str, Tensor], ...]:
+    """What the spikes of encoders that show them stand for in every block, by site."""
+    return tuple({site: trace.sent for site, trace in part.items() if trace.sent is not None} for part in traces)
 
 
 def spikes_by_site(traces: Sequence[Traces]) -> tuple[dict[str, Tensor], ...]:

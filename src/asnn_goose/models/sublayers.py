@@ -43,24 +43,25 @@ class BlockRecord:
 
 
 def residual_stream(
-    body: nn.Module, kept: Sequence[int], input_ids: Int[Tensor, "batch time"]
+    body: nn.Module, numbers: Sequence[int], input_ids: Int[Tensor, "batch time"]
 ) -> tuple[Float[Tensor, "batch time width"], tuple[Float[Tensor, "batch time width"], ...]]:
-    """What a body's head reads, and its residual stream where each kept block's stretch ends.
+    """What a body's head reads, and its residual stream at the given places, in their order.
 
-    A stretch reaches from a kept block to the next one, the last to the final norm. The hooks stand outside of blocks,
-    so that compiled ones do not see them.
+    State 0 is what the first block reads, the embeddings' output; state i what block i - 1 leaves, the last one before
+    the final norm. The hooks stand outside of blocks, so that compiled ones do not see them.
     """
     blocks, final_norm = body_blocks(body)
-    states: list[Tensor] = []
+    states: dict[int, Tensor] = {}
 
-    def keep(module: nn.Module, given: Any) -> None:
+    def keep(number: int, module: nn.Module, given: Any) -> None:
         """Keep what the module was given."""
-        states.append(given[0])
+        states[number] = given[0]
 
-    readers = [*(blocks[index] for index in kept[1:]), final_norm]
-    hooks = [reader.register_forward_pre_hook(keep) for reader in readers]
+    readers = [*blocks, final_norm]
+    hooks = [readers[number].register_forward_pre_hook(partial(keep, number)) for number in set(numbers)]
     try:
-        return body_hidden_states(body, input_ids), tuple(states)
+        final = body_hidden_states(body, input_ids)
+        return final, tuple(states[number] for number in numbers)
     finally:
         for hook in hooks:
             hook.remove()

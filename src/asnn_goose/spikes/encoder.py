@@ -118,6 +118,8 @@ class SpikeEncoder(nn.Module):
         self.register_buffer("hardness", None, persistent=False)
         # Whether an objective is to see how much it spikes.
         self.counts_events = False
+        # Whether it is to see what the spikes stand for.
+        self.shows_spikes = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -21,7 +21,8 @@ from asnn_goose.models.mixers import MixerOutput
 from asnn_goose.models.spiking_linear import Traces
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import BlockRecord, SublayerRecord
-from asnn_goose.training.step import SMALLEST_POWER, StepRecord, channel_error
+from asnn_goose.objectives.features import SMALLEST_POWER, channel_error
+from asnn_goose.training.step import StepRecord
 
 
 def run_mixer(block: GooseBlock, stream: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:

@@ -50,6 +50,8 @@ class RunState:
         threads: CPU threads of torch; on the CPU the sums depend on it.
         recipe_hash: SHA-256 of the resolved recipe.
         processes: Processes the run began with; they decide how many rows a step takes, whoever resumes it.
+        dynamics_baseline: Perplexity that the feature dynamics' kill switch compares with; None before it is armed.
+        dynamics_off: Whether that switch has fired.
     """
 
     step: int
@@ -69,6 +71,8 @@ class RunState:
     threads: int
     recipe_hash: str
     processes: int = 1
+    dynamics_baseline: float | None = None
+    dynamics_off: bool = False
 
 
 @dataclass(frozen=True)

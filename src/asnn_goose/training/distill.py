@@ -30,6 +30,7 @@ from asnn_goose.training.distributed import (
     process_count,
     spread_over,
 )
+from asnn_goose.training.feature_terms import check_features
 from asnn_goose.training.finish import finish_run
 from asnn_goose.training.guards import stop_requests
 from asnn_goose.training.loop import StopReason, TrainingLoop
@@ -79,6 +80,7 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
         recipe.teacher.compile,
     )
     check_windows(teacher, recipe.windows)
+    check_features(recipe, teacher)
     # The cache may be shared by all machines, or each have its own.
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         text = prepare_text(recipe.data, recipe.training.seed, teacher, console)

@@ -65,7 +65,8 @@ def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
     """
     best = load_checkpoint(loop.material.folder.checkpoints / "best")
     if loop.material.sharded is None:
-        restore_tensors(best.tensors, loop.module, optimizer=None)
+        # An earlier stage's best may hold no projector, or another.
+        restore_tensors(best.tensors, nn.ModuleDict({"student": loop.material.student}), optimizer=None)
     else:
         take_whole_student(recipe, loop, best.tensors)
     material, folder = loop.material, loop.material.folder

@@ -123,7 +123,7 @@ class TrainingLoop:
             progress.say(f"after stage {name}: perplexity {perplexity:,.2f}, {ratio:,.3g}x the teacher's")
         self.state = replace(
             self.state, stage=self.stage.index + 1, stage_start=self.state.step, rows_seen=0,
-            stopping_perplexity=None, stopping_step=None,
+            stopping_perplexity=None, stopping_step=None, dynamics_baseline=None,
         )  # fmt: skip
 
     def _judge(self, progress: ProgressLine) -> StopReason | None:
@@ -159,7 +159,7 @@ class TrainingLoop:
         started = time.perf_counter()
         feed, stage = self.feed, self.stage
         done = self.state.step - self.state.stage_start
-        self.work.hardness.reach(done)
+        self.work.reach(self.state)
         set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
         factor, batches = self.accelerator.num_processes / stage.tokens_per_step, stage.accumulation
         means: list[dict[str, Any]] = [
@@ -215,6 +215,7 @@ class TrainingLoop:
         self._append_metrics(
             stage=self.stage.name,
             **figures,
+            **self.work.conflict(self.accelerator, self.material.windows.probe(PROBE_TOKENS)),
             learning_rate=groups[0]["lr"],
             copied_learning_rate=groups[-1]["lr"],
             scaler_scale=None if scaler is None else scaler.get_scale(),
@@ -269,9 +270,10 @@ class TrainingLoop:
 
     def _evaluate(self, progress: ProgressLine) -> float:
         material, rows = self.material, self.training.rows
-        self.work.hardness.reach(self.state.step - self.state.stage_start)
+        self.work.reach(self.state)
         result = self.step.look(student_perplexity, material.student, material.windows, rows)
         perplexity = self._evaluated = result.perplexity
+        self.state = self.work.judge(self.state, perplexity, progress.say)
         self._append_metrics(evaluation_perplexity=perplexity, evaluation_loss_nats=result.loss_nats)
         ratio = perplexity / self.material.teacher_perplexity
         progress.say(f"step {self.state.step}: evaluation perplexity {perplexity:,.2f}, {ratio:,.3g}x the teacher's")

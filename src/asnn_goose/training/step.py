@@ -1,6 +1,6 @@
 """One differentiable unit of distillation: the module that the loop, accelerate and every wrapper see."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from asnn_goose.config_objective import Objective
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.kernels.kd_loss import distillation_sums
 from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.objectives.terms import matmul_dtype
+from asnn_goose.training.feature_terms import FeatureTerms
 from asnn_goose.training.spike_terms import SpikePenalties
 
 IGNORED = -100
-SMALLEST_POWER = 1e-12
-LEAST_SPREAD = 1e-2
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class StepRecord:
 class TeacherView(NamedTuple):
     """What distillation sees of the teacher on a micro-batch.
 
-    `hidden` is what its head multiplies, [batch time teacher_width]; `stream`, where hidden states are compared, the
-    residual stream at the end of what each of the student's blocks stands for.
+    `hidden` is what its head multiplies, [batch time teacher_width]; `stream`, where hidden states are compared, its
+    residual stream at the places that `FeatureTerms.states` lists.
     """
 
     hidden: Float[Tensor, "batch time teacher_width"]
@@ -52,7 +52,7 @@ class DistillationStep(nn.Module):
         student: The model that learns.
         teacher_head: The teacher's output head; held outside the module's parameters.
         objective: Weights, temperature and chunk size.
-        error: What compares the hidden states of a block; `channel_error`, or its compiled form.
+        features: The objective's terms on hidden states, if it has any.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DistillationStep(nn.Module):
         student: GooseForCausalLM,
         teacher_head: LinearHead,
         objective: Objective,
-        error: Callable[[Tensor, Tensor], Tensor] | None = None,
+        features: FeatureTerms | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -70,8 +70,7 @@ class DistillationStep(nn.Module):
         self.cross_entropy_weight = objective.cross_entropy_weight
         self.temperature = objective.temperature.value
         self.chunk_tokens = objective.chunk_tokens
-        self.hidden_weight = objective.hidden_alignment.weight if objective.hidden_alignment else None
-        self._error = error or channel_error
+        self.features = features
         self._penalties = SpikePenalties(student, objective)
 
     def forward(self, input_ids: Int[Tensor, "batch time"], teacher: TeacherView) -> StepRecord:
@@ -83,7 +82,7 @@ class DistillationStep(nn.Module):
         batch, time = input_ids.shape
         labels = torch.full_like(input_ids, IGNORED)
         labels[:, :-1] = input_ids[:, 1:]
-        follows = self.hidden_weight is not None
+        follows = self.features is not None
         found = self.student.model(input_ids=input_ids, output_hidden_states=follows)
         hidden = found.last_hidden_state
         head = self.student.lm_head
@@ -98,7 +97,7 @@ class DistillationStep(nn.Module):
             divergence_weight=self.kl_weight,
             cross_entropy_weight=self.cross_entropy_weight * time / (time - 1),
             chunk_tokens=self.chunk_tokens,
-            matmul_dtype=_matmul_dtype(input_ids.device),
+            matmul_dtype=matmul_dtype(input_ids.device),
         )
         tokens, predictions = batch * time, batch * (time - 1)
         means = {
@@ -108,30 +107,12 @@ class DistillationStep(nn.Module):
             "loss_nats": sums.loss.detach() / tokens,
         }
         loss = sums.loss
-        if self.hidden_weight is not None:
-            blocks = zip(found.hidden_states[1:], teacher.stream, strict=True)
-            error = torch.stack([self._error(state, target) for state, target in blocks]).mean()
-            means["hidden_error"] = error.detach()
-            loss = loss + self.hidden_weight * tokens * error
-        for name, weight, penalty in self._penalties.of(found.events):
+        if self.features is not None:
+            means |= self.features.figures()
+            for name, weight, term in self.features.of(self.student, found, teacher.hidden, teacher.stream):
+                means[name] = term.detach()
+                loss = loss + weight * tokens * term
+        for name, factor, penalty in self._penalties.of(found.events):
             means[name] = penalty.detach()
-            loss = loss + weight * tokens * penalty
+            loss = loss + factor * tokens * penalty
         return StepRecord(loss=loss, tokens=tokens, means=means)
-
-
-def channel_error(
-    student: Float[Tensor, "batch time width"], teacher: Float[Tensor, "batch time width"]
-) -> Float[Tensor, ""]:
-    """(student - teacher)^2 over each channel's variance in the teacher, averaged over channels and tokens."""
-    wanted = teacher.float()
-    with torch.no_grad():
-        spread = wanted.flatten(0, 1).var(dim=0, correction=0)
-        # A channel that hardly ever moves must not outweigh those that do.
-        spread = spread.clamp_min(LEAST_SPREAD * spread.median()).clamp_min(SMALLEST_POWER)
-    return ((student.float() - wanted).square() / spread).mean()
-
-
-def _matmul_dtype(device: torch.device) -> torch.dtype | None:
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return None

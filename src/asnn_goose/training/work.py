@@ -1,43 +1,48 @@
 """What a run and each of its stages work with: models, rows, the differentiable step, the optimizer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from asnn_goose.config import Recipe
-from asnn_goose.config_student import GooseStudent
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.data.feed import Batch
 from asnn_goose.errors import ConfigError
 from asnn_goose.evaluation.perplexity import EvaluationWindows
-from asnn_goose.models.anatomy import TeacherBlock, body_blocks
+from asnn_goose.models.anatomy import TeacherBlock
 from asnn_goose.models.block import recomputed, run_block
-from asnn_goose.models.compiling import compile_or_fall_back
-from asnn_goose.models.from_teacher import kept_layers
+from asnn_goose.models.compiling import CompiledForm, compile_or_fall_back
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import residual_stream, sublayer_records
 from asnn_goose.models.teacher import Teacher
+from asnn_goose.objectives.dynamics import SwitchState
+from asnn_goose.objectives.features import STATE_ERRORS, StateError
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, SublayerRunners, run_feed_forward, run_mixer
+from asnn_goose.training.checkpoint import RunState
+from asnn_goose.training.feature_terms import FeatureTerms, build_features, show_spikes
+from asnn_goose.training.gradient_conflict import gradient_conflict
 from asnn_goose.training.hidden_cache import HiddenCache
 from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.ramp import Hardness
 from asnn_goose.training.sharding import ShardedStudent
 from asnn_goose.training.spike_terms import watch_activity
 from asnn_goose.training.stages import StagePlan, copied_parameters, trained_parameters
-from asnn_goose.training.step import DistillationStep, TeacherView, channel_error
+from asnn_goose.training.step import DistillationStep, TeacherView
 
 
 @dataclass(frozen=True)
 class RunMaterial:
     """What a run works on: models, evaluation text, beginnings of it to continue, and where it leaves its traces.
 
-    `sharded` is the student's root, if processes share its weights.
+    `sharded` is the student's root, if processes share its weights; `features` are the terms on hidden states of the
+    stages that have begun, by their index: what they learned goes on in the next.
     """
 
     teacher: Teacher
@@ -47,6 +52,7 @@ class RunMaterial:
     folder: RunDirectory
     teacher_perplexity: float
     sharded: ShardedStudent | None = None
+    features: dict[int, FeatureTerms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class StageWork:
         optimizer: Over the weights that the stage trains.
         hardness: How far the student's sites have become spikes.
         cache: What keeps the teacher's last hidden states, if the recipe asks for it.
+        features: The objective's terms on hidden states, if it has any.
+        glance: As `observe`, uncompiled, for rows of a shape of their own; None where nothing is to be probed.
     """
 
     plan: StagePlan
@@ -70,6 +78,39 @@ class StageWork:
     optimizer: AdamW
     hardness: Hardness
     cache: HiddenCache | None = None
+    features: FeatureTerms | None = None
+    glance: Callable[[Tensor], TeacherView] | None = None
+
+    def reach(self, state: RunState) -> None:
+        """Set how far sites have become spikes, and terms their weights, where the run stands; waits for nothing."""
+        done = state.step - state.stage_start
+        self.hardness.reach(done)
+        if self.features is not None:
+            self.features.reach(done, state.dynamics_off)
+
+    def judge(self, state: RunState, perplexity: float, say: Callable[[str], None]) -> RunState:
+        """The state after an evaluation, which may turn feature dynamics off, saying so."""
+        if self.features is None or self.features.switch is None:
+            return state
+        known = SwitchState(state.dynamics_baseline, state.dynamics_off)
+        baseline, off = self.features.switch.judge(known, state.step - state.stage_start, perplexity)
+        if off and not known.off:
+            say(f"perplexity {perplexity:,.2f} after {baseline:,.2f}: feature dynamics are off for the rest of the run")
+        return replace(state, dynamics_baseline=baseline, dynamics_off=off)
+
+    def conflict(self, accelerator: Accelerator, ids: Tensor) -> dict[str, float]:
+        """`gradient_conflict` on a probe's rows, where hidden states are aligned and the student is whole."""
+        module, features = self.module, self.features
+        aligned = features is not None and features.alignment is not None
+        if features is None or not aligned or self.glance is None or not isinstance(module, DistillationStep):
+            return {}
+        ids = ids.to(accelerator.device)
+        seen = self.glance(ids)
+        with accelerator.autocast():
+            found = gradient_conflict(
+                module.student, features, seen.hidden, seen.stream, ids, module.temperature, module.chunk_tokens
+            )
+        return {} if found is None else {"gradient_conflict": float(found)}
 
     def see(self, batch: Batch) -> Any:
         """What the step sees of the teacher on a batch; what is kept is not computed again."""
@@ -105,7 +146,7 @@ def build_work(
     watch_activity(student, plan.objective if plan.kind == "distill" else None)
     module: nn.Module
     observe: Callable[[Tensor], Any]
-    compiled = recipe.training.compile
+    compiled, features, glance = recipe.training.compile, None, None
     if plan.kind == "align":
         module = AlignmentStep(student, compiled_runners() if compiled else SublayerRunners(), plan.inputs)
 
@@ -115,18 +156,31 @@ def build_work(
     else:
         runner = compile_or_fall_back(run_block, "student", dynamic=False) if compiled else run_block
         student.model.block_runner = recomputed(runner) if recipe.training.activation_checkpointing else runner
-        error = compile_or_fall_back(channel_error, "hidden states' error", dynamic=False) if compiled else None
-        module = DistillationStep(student, teacher.head, plan.objective, error)
-        follows = plan.objective.hidden_alignment is not None
-        observe = (
-            partial(observed_stream, teacher, stretches(recipe, teacher)) if follows else partial(observed, teacher)
-        )
-
+        features = build_features(plan.objective, recipe, teacher, compiled_error(plan) if compiled else None)
+        module = DistillationStep(student, teacher.head, plan.objective, features)
+        observe = partial(observed, teacher)
+        if features is not None:
+            features.continue_from(material.features.get(plan.index - 1))
+            material.features[plan.index] = features
+            observe = partial(observed_stream, teacher, features.states)
+            if material.sharded is None:
+                plain = replace(teacher, body=CompiledForm(teacher.body.plain, None, "teacher"))
+                glance = partial(observed_stream, plain, features.states)
+    show_spikes(student, features)
     optimizer = build_optimizer(module, recipe.training, plan, copied)
     hardness = Hardness(student, plan)
     cached = recipe.teacher.hidden_cache and plan.kind == "distill"
     cache = hidden_cache(teacher, batches) if cached else None
-    return StageWork(plan, batches, module, observe, optimizer, hardness, cache)
+    return StageWork(plan, batches, module, observe, optimizer, hardness, cache, features, glance)
+
+
+def compiled_error(plan: StagePlan) -> StateError | None:
+    """A compiled form of what a stage's hidden alignment compares states by; None where it aligns none."""
+    alignment = plan.objective.hidden_alignment
+    if alignment is None:
+        return None
+    error: StateError = compile_or_fall_back(STATE_ERRORS[alignment.loss], "hidden states' error", dynamic=False)
+    return error
 
 
 def compiled_runners() -> SublayerRunners:
@@ -157,15 +211,7 @@ def observed(teacher: Teacher, ids: Tensor) -> TeacherView:
     return TeacherView(teacher.hidden_states(ids))
 
 
-def observed_stream(teacher: Teacher, kept: Sequence[int], ids: Tensor) -> TeacherView:
-    """What the teacher's head reads, and its residual stream where the stretches of its blocks end."""
-    with torch.inference_mode():
-        return TeacherView(*teacher.body.run(lambda body: residual_stream(body, kept, ids)))
-
-
-def stretches(recipe: Recipe, teacher: Teacher) -> list[int]:
-    """The teacher's blocks at which the stretches begin that the student's blocks stand for."""
-    # Recipes say so already.
-    assert isinstance(recipe.student, GooseStudent)
-    blocks, _ = body_blocks(teacher.model.base_model)
-    return kept_layers(recipe.student.keep_layers, len(blocks))
+def observed_stream(teacher: Teacher, states: Sequence[int], ids: Tensor) -> TeacherView:
+    """What the teacher's head reads, and its residual stream at the given places, as backward passes may keep it."""
+    with torch.no_grad():
+        return TeacherView(*teacher.body.run(lambda body: residual_stream(body, states, ids)))

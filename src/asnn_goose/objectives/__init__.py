@@ -1,0 +1,1 @@
+"""What is compared of teacher and student beside their predictions."""
