@@ -27,7 +27,7 @@ LAYERS = [
     {"config"},
     {"config_training"},
     {"config_objective"},
-    {"config_student"},
+    {"config_student", "config_recorded"},
     {"config_text"},
     {"errors"},
 ]

@@ -251,7 +251,7 @@ class Results(Record):
     curves: Curves = Curves()
     ttt: None = None
     """Test-time training; null as long as a run does none."""
-    comparison: Comparison = Comparison()
+    comparison: Comparison = Field(default_factory=Comparison)
     samples: tuple[Sample, ...] = Field(default=(), strict=False)
     """Continuations of teacher and student side by side; empty where none were asked for."""
     figures: dict[str, Figure] = Field(default_factory=dict)
