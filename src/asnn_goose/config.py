@@ -2,7 +2,8 @@
 
 A recipe is a YAML document with the sections of `Recipe`. Each choice is a discriminated union, so a
 field exists only where it has a meaning. Nothing here imports torch: a recipe is checked before any
-heavy library is loaded. The sections stand in `config_text.py`, `config_student.py`, `config_training.py` and `config_recorded.py`.
+heavy library is loaded. The sections stand in `config_text.py`, `config_student.py` and `config_training.py`, and what
+the record says of a version in `config_recorded.py`.
 """
 
 from typing import Literal

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 
 from asnn_goose.checks import Check
 from asnn_goose.errors import RunFolderError
+from asnn_goose.health import Health
 from asnn_goose.measurements import Count, Curve, Curves, Measured, Record
 from asnn_goose.recorded import Comparison
 
@@ -248,6 +249,7 @@ class Results(Record):
     """In the order of the recipe; a recipe without stages has one."""
     controls: Controls = Controls()
     checks: tuple[Check, ...] = Field(default=(), strict=False)
+    health: Health = Health()
     curves: Curves = Curves()
     ttt: None = None
     """Test-time training; null as long as a run does none."""
