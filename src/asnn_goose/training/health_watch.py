@@ -98,4 +98,5 @@ def _last_step_ratio(parameter: nn.Parameter, group: dict[str, Any], state: dict
     first, second = (1.0 - beta ** state["step"].to(mean.device) for beta in group["betas"])
     step = mean / first / ((square / second).sqrt_().add_(group["eps"]))
     step.add_(weight, alpha=group["weight_decay"]).mul_(group["lr"])
-    return step.norm() / weight.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    ratio: Tensor = step.norm() / weight.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    return ratio
