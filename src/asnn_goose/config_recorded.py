@@ -149,8 +149,8 @@ class Recorded(Section):
     spike_validation: RecordedSpikeValidation | None = None
     checks: RecordedChecks | None = None
     other_runs: Annotated[tuple[OtherRun, ...], Field(strict=False)] = ()
-    lesson: str
-    """What the record concludes, which need not be so."""
+    lesson: str = ""
+    """What the record concludes, which need not be so; empty where it says nothing."""
     approximate: Names = ()
     """Fields that the record gives as `about`."""
     public: Names = ()

@@ -46,7 +46,7 @@ from asnn_goose.results import (
 )
 from asnn_goose.run_dir import write_text_atomically
 from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
-from asnn_goose.training.judge import allowed_skips, judge, run_checks
+from asnn_goose.training.judge import judge
 from asnn_goose.training.loop import PROBE_TOKENS, TrainingLoop
 from asnn_goose.training.memory import peak_memory_bytes
 from asnn_goose.training.samples import sample_side_by_side
@@ -177,9 +177,6 @@ def gather_results(
             steps_skipped=state.skipped,
             rolled_back=state.roll_backs,
             stopped_early=stages[-1].stop_reason == "early_stopping",
-        ),
-        checks=run_checks(
-            evaluations, state.best_perplexity, state.skipped, spikes, allowed_skips(state.precision, state.step)
         ),
         curves=curves_from_metrics(metrics),
     )

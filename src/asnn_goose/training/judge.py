@@ -22,7 +22,7 @@ SmolLM2-135M is 4e-5 of the whole."""
 
 
 def judge(recipe: Recipe, loop: TrainingLoop, results: Results, metrics: list[dict[str, Any]]) -> Results:
-    """The results with further checks, the run's health, and what the record says of the version that it repeats.
+    """The results with checks, the run's health, and what the record says of the version that it repeats.
 
     The student carries its best weights as they were read from disk.
     """
@@ -36,9 +36,16 @@ def judge(recipe: Recipe, loop: TrainingLoop, results: Results, metrics: list[di
         vocabulary=material.teacher.vocabulary_size,
         reloaded_perplexity=student_perplexity(material.student, material.windows, recipe.training.rows).perplexity,
     )
+    every = run_checks(
+        results.curves.perplexity.values,
+        results.perplexities.best,
+        results.counters.steps_skipped,
+        results.spikes,
+        allowed_skips(loop.state.precision, results.counters.steps_done),
+    )
     return results.model_copy(
         update={
-            "checks": (*results.checks, *further_checks(evidence)),
+            "checks": (*every, *further_checks(evidence)),
             "health": training_health(metrics, previous_run(material.folder, results)),
             "comparison": Comparison(repeated=recipe.recorded),
         }
