@@ -50,7 +50,7 @@ def beside_the_record(results: Results) -> list[tuple[str, str, str]]:
     return [] if repeated is None else recorded_beside(repeated, results)
 
 
-def health_rows(health: Health) -> list[tuple[str, ...]]:
+def health_rows(health: Health) -> list[tuple[str, str, list[str]]]:
     """Each quantity of a run's health: its name, unit, first, last, least, most and mean."""
     named = {
         "Gradient norm": health.gradient_norm,
@@ -63,14 +63,14 @@ def health_rows(health: Health) -> list[tuple[str, ...]]:
         "KL from the teacher, held out": health.held_out_kl,
     }
     return [
-        (
-            name,
-            entry.unit,
-            *(f"{value:,.4g}" for value in (entry.first, entry.last, entry.least, entry.most, entry.mean)),
-        )
+        (name, entry.unit, [_digits(value) for value in (entry.first, entry.last, entry.least, entry.most, entry.mean)])
         for name, entry in named.items()
         if entry.measurements
     ]
+
+
+def _digits(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:,.4g}"
 
 
 def measured_controls(results: Results) -> list[tuple[str, float]]:

@@ -81,7 +81,7 @@ def rich_table(runs: Sequence[OurRun] | None = None) -> Table:
     for heading in ("version", "status\ndate", "size", "headline, ÷ teacher\nbest @ step"):
         table.add_column(heading, no_wrap=True)
     if runs is not None:
-        table.add_column("ours ÷ teacher\nrun, checks")
+        table.add_column("ours ÷ teacher\nrun\nchecks")
     table.add_column("target\nlesson recorded")
     for row in recorded_rows(runs):
         version, status, date, size, parameters, best, headline, ratio, target, lesson, *ours = map(escape, row)
@@ -90,7 +90,7 @@ def rich_table(runs: Sequence[OurRun] | None = None) -> Table:
         cells = [version, f"{state}\n{date}", f"{size}\n{parameters}", f"{student}\n{best}"]
         if ours:
             name, _, _, own_ratio, checks = ours
-            cells.append(EMPTY if name == EMPTY else f"{own_ratio}×\n{name}, {checks}")
+            cells.append(EMPTY if name == EMPTY else f"{own_ratio}×\n{name}\n{checks}")
         table.add_row(*cells, f"{target}\n{f'({archived}) ' if archived else ''}{lesson}")
     return table
 
