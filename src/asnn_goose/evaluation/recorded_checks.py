@@ -206,7 +206,8 @@ def early_stopping_consistent(evidence: RunEvidence, name: str) -> Check:
     stopping, counters = evidence.recipe.training.early_stopping, evidence.results.counters
     if stopping is None:
         return check(name, float(counters.stopped_early), "<=", 0, note="stopped early without a rule")
-    start = evidence.last_stage_start
+    # Where the rule ends the whole run, it counts on over the borders of stages.
+    start = 0 if stopping.model_dump().get("ends") == "run" else evidence.last_stage_start
     replayed = stop_step(evidence.results.curves.perplexity, stopping, start)
     expected = replayed if replayed is not None or counters.stopped_early else counters.steps_done
     off = None if expected is None else abs(counters.steps_done - expected)
