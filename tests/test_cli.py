@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from asnn_goose.checks import check
 from asnn_goose.cli import main
 from asnn_goose.config import Recipe
+from asnn_goose.config_recorded import recorded_facts
 from asnn_goose.presets import recipe_yaml
+from asnn_goose.recorded import Comparison
+from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distill import RunOutcome
 
 Run = Callable[..., tuple[int, str, str]]
@@ -78,6 +83,31 @@ def test_presets_lists_what_is_shipped_and_prints_one_whole(run: Run) -> None:
     assert "weight_decay" in out
 
 
+def test_the_record_is_a_table_and_finished_runs_stand_beside_it(run: Run, finished_run: RunOutcome) -> None:
+    code, out, _ = run("presets", "--table")
+    assert code == 0
+    assert "307.70, 6.90×" in out
+    repeated = finished_run.results.model_copy(update={"comparison": Comparison(repeated=recorded_facts("v14.3"))})
+    folder = RunDirectory.create(Path("runs") / "mine", "a: 1\n", {})
+    folder.write_results(repeated)
+    shown = run("presets", "--table", "--runs", "runs")[1]
+    assert f"{repeated.ratio.to_teacher:,.2f}×" in shown
+    assert "mine" in shown
+
+
+def test_strict_ends_in_exit_code_1_if_a_check_failed_and_not_if_one_warns(run: Run, finished_run: RunOutcome) -> None:
+    config = finished_run.folder.config_path
+    strict = ["distill", str(config), "--out", str(finished_run.folder.path), "--resume", "--strict"]
+    assert run(*strict)[0] == 0
+    copy = Path(shutil.copytree(finished_run.folder.path, "copy"))
+    failed = (*finished_run.results.checks, check("beats", 3.0, "<", 2.0))
+    RunDirectory(copy).write_results(finished_run.results.model_copy(update={"checks": failed}))
+    again = ["distill", str(config), "--out", "copy", "--resume"]
+    code, out, _ = run(*again, "--strict")
+    assert (code, run(*again)[0]) == (1, 0)
+    assert "failed: beats 3.0000, required < 2" in out
+
+
 def test_the_schema_is_json_schema(run: Run) -> None:
     assert json.loads(run("presets", "--schema")[1])["title"] == "Recipe"
 
@@ -131,6 +161,8 @@ BAD_INPUT = {
     "no model": (["evaluate", "./nowhere", "--data", "short.txt"], "./nowhere"),
     "no model to generate": (["generate", "taken", "--prompt", "x"], "config.json"),
     "no prompt": (["generate", "taken"], "--prompt"),
+    "no folder of runs": (["presets", "--runs", "nowhere"], "no folder of runs"),
+    "unknown version": (["distill", "SMALL", "recorded=v99"], "expected a version of the recorded line"),
 }
 
 

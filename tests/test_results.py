@@ -63,7 +63,8 @@ def test_what_is_not_finite_is_null():
 
 def test_each_check_shows_name_value_threshold_and_outcome():
     document = json.loads(results(checks=(check("beats", 3.0, "<", 4.0),)).to_json())["checks"][0]
-    assert document == {"name": "beats", "value": 3.0, "comparison": "<", "threshold": 4.0, "passed": True}
+    outcome = {"name": "beats", "value": 3.0, "comparison": "<", "threshold": 4.0, "passed": True}
+    assert document == outcome | {"upper": None, "warns": False, "note": ""}
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])

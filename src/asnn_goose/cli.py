@@ -17,6 +17,7 @@ from rich.table import Table
 from asnn_goose.environment import collect_environment
 from asnn_goose.errors import GooseError
 from asnn_goose.presets import load_recipe, recipe_name, recipe_names, recipe_schema, recipe_yaml
+from asnn_goose.report.recorded_table import our_runs, rich_table
 from asnn_goose.report.terminal import print_results
 from asnn_goose.run_dir import (
     RunDirectory,
@@ -55,6 +56,7 @@ def distill(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out, or with the newest unfinished run of the recipe.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 1 if a check failed.")] = False,
 ) -> None:
     """Distill a teacher into a spiking student."""
     resolved = load_recipe(recipe, overrides or [])
@@ -69,7 +71,7 @@ def distill(
         console = main_console(_console())
     if folder.is_finished:
         console.print(f"{folder.path} is finished already")
-        print_results(folder, console)
+        _tell_results(folder, console, strict)
         return
     _quiet_libraries()
     from asnn_goose.training.distill import distill as run_distillation
@@ -85,7 +87,7 @@ def distill(
         command = " ".join(["asnn-goose distill", recipe, *(overrides or []), "--out", str(folder.path), "--resume"])
         console.print(f"interrupted, state saved; go on with: {command}", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    print_results(folder, console)
+    _tell_results(folder, console, strict)
 
 
 @app.command(epilog="Example: asnn-goose evaluate runs/quickstart-20260101-120000 --data book.txt --teacher smollm2")
@@ -145,19 +147,26 @@ def presets(
     name: Annotated[str | None, typer.Argument(help="Recipe to print; without it all are listed.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a recipe.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print what is recorded of each version of the line.")] = False,
+    runs: Annotated[
+        Path | None, typer.Option(help="With --table: folder of runs whose ratios stand beside the recorded ones.")
+    ] = None,
 ) -> None:
     """List the shipped recipes, or print one resolved to its last field."""
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))
         return
+    if table or runs is not None:
+        _console().print(rich_table(None if runs is None else our_runs(runs)))
+        return
     if name is not None:
         typer.echo(recipe_yaml(load_recipe(name, overrides or [])), nl=False)
         return
-    table = Table("recipe", "teacher", "what it is for")
+    listed = Table("recipe", "teacher", "what it is for")
     for entry in recipe_names():
         shipped = load_recipe(entry, [])
-        table.add_row(entry, shipped.teacher.name, shipped.description)
-    _console().print(table)
+        listed.add_row(entry, shipped.teacher.name, shipped.description)
+    _console().print(listed)
 
 
 @app.command(epilog="Example: asnn-goose doctor")
@@ -245,6 +254,13 @@ def _resumed_folder(name: str, out: Path | None, resolved: Any) -> RunDirectory:
         folder = newest
     folder.check_same_recipe(recipe_yaml(resolved))
     return folder
+
+
+def _tell_results(folder: RunDirectory, console: Console, strict: bool) -> None:
+    """Print what a run measured; with `strict`, a check that failed and is more than a warning ends in exit code 1."""
+    print_results(folder, console)
+    if strict and any(check.outcome == "failed" for check in folder.read_results().checks):
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 def _quiet_libraries() -> None:

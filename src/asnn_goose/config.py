@@ -2,7 +2,8 @@
 
 A recipe is a YAML document with the sections of `Recipe`. Each choice is a discriminated union, so a
 field exists only where it has a meaning. Nothing here imports torch: a recipe is checked before any
-heavy library is loaded. The sections stand in `config_text.py`, `config_student.py` and `config_training.py`.
+heavy library is loaded. The sections stand in `config_text.py`, `config_student.py` and `config_training.py`, and what
+the record says of a version in `config_recorded.py`.
 """
 
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from asnn_goose.config_objective import Objective
+from asnn_goose.config_recorded import RecordedBlock
 from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent, spike_sites
 from asnn_goose.config_text import BLOCK_ROWS, Data, MixedText, Protocol, Section, StandardProtocol
 from asnn_goose.config_training import DistillStage, Stage, Training, TrainingByTokens
@@ -49,6 +51,8 @@ class Recipe(Section):
     """Also measure the student with random weights, and as it is copied, before anything is fitted or trained."""
     samples: int = Field(default=3, ge=0, le=20)
     """Beginnings of held-out text that teacher and student continue side by side at the end."""
+    recorded: RecordedBlock | None = None
+    """What the record says of the version that the recipe repeats; a version's name stands for its block."""
 
     @model_validator(mode="after")
     def _stages_can_run(self) -> "Recipe":

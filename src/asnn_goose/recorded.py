@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from asnn_goose.config_recorded import Recorded, recorded_line
 from asnn_goose.measurements import Record
 
 
@@ -18,36 +19,27 @@ class RecordedRun(Record):
     """The one over the other."""
 
 
-RECORDED_TEACHER_PERPLEXITY = 44.6
-RECORDED_PERPLEXITIES = {
-    "v6": 627.3,
-    "v8": 559.0,
-    "v9": 541.7,
-    "v12.1": 445.61,
-    "v13.1": 434.44,
-    "v14": 424.81,
-    "v14.1": 321.48,
-    "v14.3": 307.70,
-}
-"""Recorded headline perplexities, all distilled from GPT-2 on WikiText-2."""
+def successful_runs() -> tuple[RecordedRun, ...]:
+    """Headlines of the versions that the record calls a success, all distilled from GPT-2 on WikiText-2."""
+    return tuple(
+        RecordedRun(
+            version=facts.version,
+            perplexity=facts.headline,
+            teacher_perplexity=facts.teacher_perplexity,
+            ratio_to_teacher=round(facts.headline / facts.teacher_perplexity, 2),
+        )
+        for facts in recorded_line()
+        if facts.status == "success" and facts.headline is not None and facts.teacher_perplexity is not None
+    )
 
 
 class Comparison(Record):
     """The recorded line, to stand beside this run."""
 
-    recorded: tuple[RecordedRun, ...] = Field(
-        default=tuple(
-            RecordedRun(
-                version=version,
-                perplexity=perplexity,
-                teacher_perplexity=RECORDED_TEACHER_PERPLEXITY,
-                ratio_to_teacher=round(perplexity / RECORDED_TEACHER_PERPLEXITY, 2),
-            )
-            for version, perplexity in RECORDED_PERPLEXITIES.items()
-        ),
-        strict=False,
-    )
+    recorded: tuple[RecordedRun, ...] = Field(default_factory=successful_runs, strict=False)
     """Its runs, oldest first."""
+    repeated: Recorded | None = None
+    """What the record says of the version that this run repeats; null where it repeats none."""
     note: str = (
         "Recorded on WikiText-2's validation lines in windows of 256 with a stride of 128, after test-time "
         "training; only a run of the same teacher, text and protocol compares directly."

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 
 from asnn_goose.checks import Check
 from asnn_goose.errors import RunFolderError
+from asnn_goose.health import Health
 from asnn_goose.measurements import Count, Curve, Curves, Measured, Record
 from asnn_goose.recorded import Comparison
 
@@ -248,10 +249,11 @@ class Results(Record):
     """In the order of the recipe; a recipe without stages has one."""
     controls: Controls = Controls()
     checks: tuple[Check, ...] = Field(default=(), strict=False)
+    health: Health = Health()
     curves: Curves = Curves()
     ttt: None = None
     """Test-time training; null as long as a run does none."""
-    comparison: Comparison = Comparison()
+    comparison: Comparison = Field(default_factory=Comparison)
     samples: tuple[Sample, ...] = Field(default=(), strict=False)
     """Continuations of teacher and student side by side; empty where none were asked for."""
     figures: dict[str, Figure] = Field(default_factory=dict)

@@ -3,6 +3,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from asnn_goose.checks import check, check_between
+from asnn_goose.config_recorded import recorded_facts
+from asnn_goose.health import PreviousRun, training_health
+from asnn_goose.recorded import Comparison
 from asnn_goose.report.page import flatten, format_count, format_duration, format_gibibytes, format_percent, report_page
 from asnn_goose.results import Controls, Figure, ModelResult, Perplexities, Ratio, SpikeResult, Stage
 
@@ -138,3 +142,27 @@ def test_numbers_carry_their_units():
 
 def test_nested_values_get_dotted_names_and_empty_ones_none():
     assert flatten({"a": {"b": 1, "c": None}, "d": 2}) == {"a.b": "1", "d": "2"}
+
+
+def test_a_run_that_repeats_a_version_stands_beside_its_record(results):
+    assert "This run Outcome" not in text_of(page_of(results))
+    text = text_of(page_of(results, comparison=Comparison(repeated=recorded_facts("v14.3"))))
+    assert "v14.3 Recorded This run Outcome success" in text
+    assert "After test-time training ÷ teacher 6.90 –" in text
+    assert "Best ÷ teacher 6.88 1.50" in text
+
+
+def test_health_is_shown_as_far_as_it_was_measured(results):
+    assert "Training health" not in text_of(page_of(results))
+    health = training_health([{"step": 1, "clip_rate": 0.5}], PreviousRun(folder="old", tokens_per_second=9.0))
+    text = text_of(page_of(results, health=health))
+    assert "Steps clipped fraction of steps 0.5 0.5 0.5 0.5 0.5" in text
+    assert "Gradient norm" not in text
+    assert "old on an unknown device: 9 tokens per second; speeds of two devices do not compare." in text
+
+
+def test_a_check_tells_its_parts_and_whether_it_only_warns(results):
+    checks = (check("x", 0.0, ">", 0.0, warns=True, note="a <part>"), check_between("y", 0.5, 0.1, 0.9, ends=False))
+    text = text_of(page_of(results, checks=checks))
+    assert "x a <part> 0.0000 > 0 warning" in text
+    assert "y 0.5000 in (0.1, 0.9) passed" in text

@@ -3,7 +3,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from asnn_goose.config_recorded import recorded_facts
 from asnn_goose.errors import RunFolderError
+from asnn_goose.recorded import Comparison
 from asnn_goose.report.terminal import print_results
 from asnn_goose.results import Controls, Sample, Stage, Throughput
 from asnn_goose.run_dir import RunDirectory
@@ -66,3 +68,15 @@ def test_the_speed_is_told_and_the_share_of_the_peak_where_it_is_known(printed, 
     text = printed(results.model_copy(update={"throughput": Throughput(tokens_per_second=123456.0, mfu=share)}))
     assert "trained at 123,456 tokens/s on" in text
     assert ("25.0% of its peak arithmetic" in text) is told
+
+
+def test_checks_are_counted_and_what_failed_is_named(printed, results):
+    text = printed(results)
+    assert "checks: 1 of 2 passed" in text
+    assert "failed: mfu not measured, required > 0.35" in text
+    assert "density 0.38," not in text
+
+
+def test_a_repeated_version_stands_with_its_recorded_ratio(printed, results):
+    text = printed(results.model_copy(update={"comparison": Comparison(repeated=recorded_facts("v9"))}))
+    assert "recorded v9: 12.15x its teacher's" in text

@@ -6,6 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from asnn_goose.checks import quotient
+from asnn_goose.health import Health
+from asnn_goose.report.recorded_block import recorded_beside
 from asnn_goose.results import Results
 
 NOT_MEASURED = "not measured"
@@ -33,11 +35,42 @@ def report_page(results: Results, environment: Mapping[str, Any], recipe_yaml_te
         environment=flatten(environment),
         recipe=recipe_yaml_text,
         facts=run_facts(results),
+        repeated=beside_the_record(results),
+        health=health_rows(results.health),
         adapted_ratio=quotient(results.perplexities.after_adaptation, results.teacher.perplexity),
         controls=[
             (name, value, quotient(value, results.teacher.perplexity)) for name, value in measured_controls(results)
         ],
     )
+
+
+def beside_the_record(results: Results) -> list[tuple[str, str, str]]:
+    """What the record says of the version that the run repeats, and what the run has; nothing where it repeats none."""
+    repeated = results.comparison.repeated
+    return [] if repeated is None else recorded_beside(repeated, results)
+
+
+def health_rows(health: Health) -> list[tuple[str, str, list[str]]]:
+    """Each quantity of a run's health: its name, unit, first, last, least, most and mean."""
+    named = {
+        "Gradient norm": health.gradient_norm,
+        "Steps clipped": health.clip_rate,
+        "Step ÷ weight": health.update_to_weight,
+        "Loss scale": health.scaler_scale,
+        "Tokens per second": health.tokens_per_second,
+        "Held-out loss over training loss": health.train_validation_gap,
+        "Same likeliest token as the teacher": health.top1_agreement,
+        "KL from the teacher, held out": health.held_out_kl,
+    }
+    return [
+        (name, entry.unit, [_digits(value) for value in (entry.first, entry.last, entry.least, entry.most, entry.mean)])
+        for name, entry in named.items()
+        if entry.measurements
+    ]
+
+
+def _digits(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:,.4g}"
 
 
 def measured_controls(results: Results) -> list[tuple[str, float]]:

@@ -27,6 +27,8 @@ def print_results(folder: RunDirectory, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(_speed_line(results), highlight=False, soft_wrap=True)
+    for line in _check_lines(results):
+        console.print(line, highlight=False, soft_wrap=True)
     if results.samples:
         console.print(_samples_table(results))
     console.print(
@@ -52,6 +54,17 @@ def _figures_table(results: Results) -> Table:
         ratio = format_number(quotient(perplexity, teacher.perplexity))
         table.add_row(name, parameters, format_number(perplexity), ratio)
     return table
+
+
+def _check_lines(results: Results) -> tuple[str, ...]:
+    """How many checks passed, and each that did not; what the record has of the same version."""
+    passed = sum(check.passed for check in results.checks)
+    lost = [f"  {check.outcome}: {check.name} {format_number(check.value, 4)}, required {check.required}"
+            for check in results.checks if not check.passed]  # fmt: skip
+    repeated = results.comparison.repeated
+    ratio = None if repeated is None else repeated.ratio_to_teacher
+    beside = () if repeated is None else (f"recorded {repeated.version}: {format_number(ratio)}x its teacher's",)
+    return (f"checks: {passed} of {len(results.checks)} passed", *lost, *beside)
 
 
 def _samples_table(results: Results) -> Table:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import asnn_goose
-from asnn_goose.checks import Check, check, quotient
+from asnn_goose.checks import quotient
 from asnn_goose.config import Recipe
 from asnn_goose.errors import MachineError
 from asnn_goose.evaluation.efficiency import model_flops_utilization, teacher_cost, training_flops_per_token
@@ -46,15 +46,13 @@ from asnn_goose.results import (
 )
 from asnn_goose.run_dir import write_text_atomically
 from asnn_goose.training.checkpoint import load_checkpoint, restore_tensors
+from asnn_goose.training.judge import judge
 from asnn_goose.training.loop import PROBE_TOKENS, TrainingLoop
 from asnn_goose.training.memory import peak_memory_bytes
 from asnn_goose.training.samples import sample_side_by_side
 from asnn_goose.training.stages import plan_stages
 
 TRAINING_FIGURE = "training"
-SHARE_TOLERANCE = 1e-6
-"""Between two quotients of integers, the spike-fed share as measured and as planned: the smallest layer of a block of
-SmolLM2-135M is 4e-5 of the whole."""
 
 
 def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
@@ -72,7 +70,7 @@ def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
     material, folder = loop.material, loop.material.folder
     export_model(material.student, material.teacher.tokenizer, folder.model)
     metrics = folder.metrics()
-    results = gather_results(recipe, loop, metrics)
+    results = judge(recipe, loop, gather_results(recipe, loop, metrics), metrics)
     with console.status("continuing held-out text with teacher and student"):
         samples = sample_side_by_side(material.teacher, material.student, material.beginnings, recipe.training.seed)
     results = results.model_copy(update={"samples": samples})
@@ -181,7 +179,6 @@ def gather_results(
             rolled_back=state.roll_backs,
             stopped_early=stages[-1].stop_reason == "early_stopping",
         ),
-        checks=run_checks(evaluations, state.best_perplexity, state.skipped, spikes),
         curves=curves_from_metrics(metrics),
     )
 
@@ -253,20 +250,6 @@ def spike_amplitudes(student: GooseForCausalLM) -> dict[str, dict[str, float | N
             layer, site = name.split(".")
             amplitudes.setdefault(layer, {})[site] = float(encoder.amplitude.detach().mean())
     return amplitudes
-
-
-def run_checks(
-    evaluations: tuple[float | None, ...], best: float | None, skipped: int, spikes: SpikeResult
-) -> tuple[Check, ...]:
-    """What every sound run passes: it learned, lost no step to non-finite numbers, and spikes are where they should."""
-    untrained = evaluations[0] if evaluations else None
-    measured, planned = spikes.measured_spike_fed_mac_share, spikes.spike_fed_mac_share
-    off = None if measured is None or planned is None else abs(measured - planned)
-    return (
-        check("best perplexity over untrained perplexity", quotient(best, untrained), "<", 1.0),
-        check("skipped steps", float(skipped), "<=", 0.0),
-        check("measured spike-fed share of MACs, off the planned one by", off, "<=", SHARE_TOLERANCE),
-    )
 
 
 def device_name(device: torch.device, environment: Mapping[str, Any]) -> str:

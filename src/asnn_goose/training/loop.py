@@ -27,6 +27,7 @@ from asnn_goose.training.checkpoint import (
 )
 from asnn_goose.training.distributed import ProcessStep, from_main, on_any
 from asnn_goose.training.guards import MOST_ROLL_BACKS, NonFiniteGuard
+from asnn_goose.training.health_watch import HealthWatch
 from asnn_goose.training.memory import memory_bytes
 from asnn_goose.training.optimizer import learning_rate_share, set_learning_rate
 from asnn_goose.training.progress import ProgressLine
@@ -71,6 +72,7 @@ class TrainingLoop:
         )
         self._sums: dict[str, Tensor] = {}
         self._logged_steps, self._logged_seconds = 0, state.seconds
+        self.health = HealthWatch(material, self.step)
         known = from_main(curve(material.folder.metrics(), "evaluation_perplexity").values)
         self._evaluated = known[-1] if known else None
         self._memory_samples: list[int] = []
@@ -207,7 +209,8 @@ class TrainingLoop:
             figures["perplexity"] = perplexity_of(figures["cross_entropy_nats"])
         seconds = max(self.state.seconds - self._logged_seconds, 1e-9)
         tokens_per_second = self._logged_steps * self.stage.tokens_per_step / seconds
-        found = self._probe()
+        ids = self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
+        found = self.step.look(probe_spikes, self.material.student, ids)
         density = sum(figures["density"] for figures in found.values()) / max(len(found), 1)
         self._memory_samples.append(memory_bytes(self.accelerator.device))
         scaler = self.accelerator.scaler
@@ -216,6 +219,7 @@ class TrainingLoop:
             stage=self.stage.name,
             **figures,
             **self.work.conflict(self.accelerator, self.material.windows.probe(PROBE_TOKENS)),
+            **self.health.interval(self.bare_optimizer, figures),
             learning_rate=groups[0]["lr"],
             copied_learning_rate=groups[-1]["lr"],
             scaler_scale=None if scaler is None else scaler.get_scale(),
@@ -274,7 +278,8 @@ class TrainingLoop:
         result = self.step.look(student_perplexity, material.student, material.windows, rows)
         perplexity = self._evaluated = result.perplexity
         self.state = self.work.judge(self.state, perplexity, progress.say)
-        self._append_metrics(evaluation_perplexity=perplexity, evaluation_loss_nats=result.loss_nats)
+        health = self.health.evaluation(result.loss_nats)
+        self._append_metrics(evaluation_perplexity=perplexity, evaluation_loss_nats=result.loss_nats, **health)
         ratio = perplexity / self.material.teacher_perplexity
         progress.say(f"step {self.state.step}: evaluation perplexity {perplexity:,.2f}, {ratio:,.3g}x the teacher's")
         # What is not yet all spikes is no candidate for the best.
@@ -293,7 +298,3 @@ class TrainingLoop:
         if stopping is None or since is None:
             return False
         return self.state.step - max(since, self.state.stage_start) >= stopping.patience_steps
-
-    def _probe(self) -> dict[str, dict[str, float]]:
-        ids = self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
-        return self.step.look(probe_spikes, self.material.student, ids)
