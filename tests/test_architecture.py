@@ -27,6 +27,8 @@ LAYERS = [
     {"config"},
     {"config_training"},
     {"config_objective"},
+    {"config_temperature"},
+    {"config_schedules"},
     {"config_student"},
     {"config_text"},
     {"errors"},
