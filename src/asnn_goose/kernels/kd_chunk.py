@@ -27,14 +27,26 @@ class ChunkPlan:
     labels: Int[Tensor, "tokens 1"]
     scored: Bool[Tensor, "tokens 1"]
     valid: Bool[Tensor, "tokens 1"]
-    divergence_weight: float
-    cross_entropy_weight: float
+    divergence_weight: float | Float[Tensor, ""]
+    cross_entropy_weight: float | Float[Tensor, ""]
     reports_cross_entropy: bool
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a forward KL at a given temperature."""
-        return self.divergence.kind == "forward_kl" and isinstance(self.temperature, float | int)
+        """Whether it is a forward KL at a given temperature, which the host may look at without waiting."""
+        given = self.temperature
+        known = not given.requires_grad and given.device.type == "cpu" if isinstance(given, Tensor) else True
+        return known and self.divergence.kind == "forward_kl"
+
+    @property
+    def weighs_teacher(self) -> bool:
+        """Whether the divergence is part of the loss; a weight on a device may be anything."""
+        return isinstance(self.divergence_weight, Tensor) or self.divergence_weight != 0
+
+    @property
+    def weighs_labels(self) -> bool:
+        """Whether the cross entropy is part of the loss, likewise."""
+        return isinstance(self.cross_entropy_weight, Tensor) or self.cross_entropy_weight != 0
 
 
 class TorchRule:
@@ -48,11 +60,10 @@ class TorchRule:
     def __init__(self, plan: ChunkPlan, space: ChunkSpace) -> None:
         self.plan, self.wanted = plan, space.gradient_wanted
         self.slope_wanted = space.slope_wanted
-        has_teacher = plan.divergence_weight != 0
         rounds = self.wanted and space.operand != space.statistics
-        separate = has_teacher and self.wanted and plan.temperature != 1 and plan.cross_entropy_weight != 0
+        separate = plan.is_plain and plan.weighs_teacher and self.wanted and plan.weighs_labels
         self.spare = space.empty()
-        self.softmax = space.empty() if plan.is_plain and separate else None
+        self.softmax = space.empty() if separate and plan.temperature != 1 else None
         self.rounded = space.empty(space.operand) if rounds else None
 
     def __call__(self, rows: slice, student: Tensor, teacher: Tensor | None) -> ChunkResult:
@@ -125,7 +136,7 @@ def _cross_entropy(
     """Cross entropy at the temperature of `logits`, and its weighted gradient, formed in `out`."""
     labels, scored = plan.labels[rows], plan.scored[rows]
     loss = token_losses(torch.log_softmax(logits, dim=-1, out=out), labels, scored).sum()
-    if not wanted or plan.cross_entropy_weight == 0:
+    if not wanted or not plan.weighs_labels:
         return loss, None
     share = scored.to(out.dtype) * plan.cross_entropy_weight
     return loss, out.exp_().mul_(share).scatter_add_(1, labels, -share)
@@ -152,7 +163,7 @@ def _forward_kl(
         return kl, cross_entropy, None
     kl_share = valid.to(kl.dtype) * (plan.divergence_weight * plan.temperature)
     gradient = log_student.exp_()
-    if not shares_softmax or plan.cross_entropy_weight == 0:
+    if not shares_softmax or not plan.weighs_labels:
         return kl, cross_entropy, gradient.sub_(probability).mul_(kl_share)
     label_share = scored.to(kl.dtype) * plan.cross_entropy_weight
     gradient.mul_(kl_share + label_share).addcmul_(probability, kl_share, value=-1)
