@@ -44,9 +44,7 @@ class TotalVariation(Section):
     kind: Literal["total_variation"] = "total_variation"
 
 
-Divergence = Annotated[
-    ForwardKl | ReverseKl | JensenShannon | SkewKl | TotalVariation, Field(discriminator="kind")
-]
+Divergence = Annotated[ForwardKl | ReverseKl | JensenShannon | SkewKl | TotalVariation, Field(discriminator="kind")]
 
 
 class HiddenAlignment(Section):

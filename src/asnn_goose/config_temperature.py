@@ -30,7 +30,7 @@ class ScheduledTemperature(Section):
         wrong = [value for value in self.schedule.numbers if not 0.0 < value <= HIGHEST]
         if wrong:
             raise ValueError(
-                f"objective.temperature.schedule reaches {wrong[0]:g}: give temperatures above 0 and at most {HIGHEST:g}"
+                f"objective.temperature.schedule reaches {wrong[0]:g}: give temperatures above 0, at most {HIGHEST:g}"
             )
         return self
 
@@ -43,6 +43,8 @@ class TrainedTemperature(Section):
     optimizer: Literal["own", "recorded"] = "own"
     """`own` lets it train without decay and outside of gradient clipping; `recorded` as the recorded notebooks did,
     with the decay of the matrices and inside the clipped norm."""
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    """Its peak learning rate; null is that of new weights."""
 
 
 class Anchor(Section):
@@ -106,8 +108,6 @@ class AdversarialTemperature(TrainedTemperature):
     gradient: Literal["reversed", "plain", "sign"] = "reversed"
     """`reversed` maximizes the loss; `plain` takes the same gradient without turning it; `sign` feeds lambda times a
     constant that lowers the temperature, and nothing that the student or the teacher knows."""
-    learning_rate: float | None = Field(default=None, gt=0.0)
-    """Its peak learning rate; null is that of new weights."""
 
     @model_validator(mode="after")
     def _starts_within(self) -> "AdversarialTemperature":

@@ -234,7 +234,9 @@ def test_numbers_on_a_device_give_the_dense_loss_of_these_numbers(temperature, w
     device = kernel_device if backend == "triton" else "cpu"
     problem = {name: tensor.to(device) for name, tensor in make_problem(torch.float32).items()}
     problem["hidden"].requires_grad_()
-    numbers = dict(zip(("temperature", "divergence_weight", "cross_entropy_weight"), (temperature, *weights), strict=True))
+    numbers = dict(
+        zip(("temperature", "divergence_weight", "cross_entropy_weight"), (temperature, *weights), strict=True)
+    )
     numbers = {name: torch.tensor(number, device=device) for name, number in numbers.items()}
     found = chunked_sums(problem, **numbers, chunk_tokens=5, backend=backend)[0]
     assert_close(found.detach().cpu(), expected.detach(), TOLERANCE[torch.float32])

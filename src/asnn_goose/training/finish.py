@@ -65,7 +65,7 @@ def finish_run(recipe: Recipe, loop: TrainingLoop, console: Console) -> Results:
     """
     best = load_checkpoint(loop.material.folder.checkpoints / "best")
     if loop.material.sharded is None:
-        restore_tensors(best.tensors, loop.module, optimizer=None)
+        restore_tensors(best.tensors, nn.ModuleDict({"student": loop.material.student}), optimizer=None)
     else:
         take_whole_student(recipe, loop, best.tensors)
     material, folder = loop.material, loop.material.folder
@@ -161,7 +161,7 @@ def gather_results(
         ratio=Ratio(to_teacher=quotient(state.best_perplexity, teacher_perplexity)),
         compression_ratio=quotient(teacher.parameters, parameters),
         spikes=spikes,
-        temperature=Temperature(final=recipe.objective.temperature.value),
+        temperature=Temperature(final=next(reversed(curve(metrics, "temperature").values), None)),
         throughput=Throughput(
             tokens_per_second=tokens_per_second,
             mfu=utilization(recipe, loop, tokens_per_second),

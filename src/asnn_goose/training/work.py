@@ -22,6 +22,7 @@ from asnn_goose.models.from_teacher import kept_layers
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import residual_stream, sublayer_records
 from asnn_goose.models.teacher import Teacher
+from asnn_goose.objectives.temperature import GivenTemperature, TemperatureModule
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, SublayerRunners, run_feed_forward, run_mixer
 from asnn_goose.training.hidden_cache import HiddenCache
@@ -71,6 +72,40 @@ class StageWork:
     hardness: Hardness
     cache: HiddenCache | None = None
 
+    def reach(self, done: int, lost: Tensor | None = None) -> None:
+        """Set what holds after `done` steps of the stage, `lost` of which a device knows to have been skipped."""
+        self.hardness.reach(done)
+        if isinstance(self.module, DistillationStep):
+            self.module.reach(done, lost)
+
+    @property
+    def temperature(self) -> TemperatureModule:
+        """The temperature that the stage distills at; an alignment has none that learns."""
+        return self.module.temperature if isinstance(self.module, DistillationStep) else GivenTemperature(1.0)
+
+    def figures(self) -> dict[str, float]:
+        """What changes from step to step and is no mean over tokens, as it is now; waits for the device."""
+        found = self.module.figures() if isinstance(self.module, DistillationStep) else {}
+        return {name: float(figure) for name, figure in found.items()}
+
+    def learned_temperature(self) -> Tensor | None:
+        """What the stage has learned of the temperature; None where it learns none."""
+        return None if self.temperature.raw is None else self.temperature.figures()["temperature"].clone()
+
+    def go_on_from(self, temperature: Tensor | None) -> None:
+        """Take over what the stage before learned of the temperature, if both learn it."""
+        if temperature is not None and not isinstance(self.temperature, GivenTemperature):
+            self.temperature.go_on_from(temperature)
+
+    def take_slope(self, scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
+        """The derivative of a step's divergence by a temperature that learns, on this process; it is then forgotten."""
+        slope = self.temperature.slope
+        if slope is None:
+            return {}
+        taken = slope.double() / (1.0 if scaler is None else scaler.scale(torch.ones_like(slope)))
+        slope.zero_()
+        return {"temperature_gradient": taken}
+
     def see(self, batch: Batch) -> Any:
         """What the step sees of the teacher on a batch; what is kept is not computed again."""
         if self.cache is None:
@@ -105,7 +140,7 @@ def build_work(
     watch_activity(student, plan.objective if plan.kind == "distill" else None)
     module: nn.Module
     observe: Callable[[Tensor], Any]
-    compiled = recipe.training.compile
+    compiled, temperature = recipe.training.compile, None
     if plan.kind == "align":
         module = AlignmentStep(student, compiled_runners() if compiled else SublayerRunners())
 
@@ -116,13 +151,14 @@ def build_work(
         runner = compile_or_fall_back(run_block, "student", dynamic=False) if compiled else run_block
         student.model.block_runner = recomputed(runner) if recipe.training.activation_checkpointing else runner
         error = compile_or_fall_back(channel_error, "hidden states' error", dynamic=False) if compiled else None
-        module = DistillationStep(student, teacher.head, plan.objective, error)
+        module = DistillationStep(student, teacher.head, plan.objective, error, plan.span)
+        temperature = module.temperature.raw
         follows = plan.objective.hidden_alignment is not None
         observe = (
             partial(observed_stream, teacher, stretches(recipe, teacher)) if follows else partial(observed, teacher)
         )
 
-    optimizer = build_optimizer(module, recipe.training, plan, copied)
+    optimizer = build_optimizer(module, recipe.training, plan, copied, temperature)
     hardness = Hardness(student, plan)
     cached = recipe.teacher.hidden_cache and plan.kind == "distill"
     cache = hidden_cache(teacher, batches) if cached else None
