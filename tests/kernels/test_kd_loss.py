@@ -242,3 +242,17 @@ def test_numbers_on_a_device_give_the_dense_loss_of_these_numbers(temperature, w
     assert_close(found.detach().cpu(), expected.detach(), TOLERANCE[torch.float32])
     gradients = [torch.autograd.grad(loss, given["hidden"])[0] for loss, given in ((found, problem), (expected, truth))]
     assert_close(gradients[0].cpu(), gradients[1], TOLERANCE[torch.float32])
+
+
+def test_the_square_of_the_temperature_keeps_the_gradients_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, VOCABULARY, dtype=torch.float64, generator=generator)
+    centered = [logits - logits.mean(dim=-1, keepdim=True) for logits in (student, teacher)]
+    # Hinton et al. 2015, equation 4, times T^2: (z - u) / N, of centered logits, where the temperature is high.
+    expected = (centered[0] - centered[1]) / VOCABULARY
+    head, labels = LinearHead(torch.eye(VOCABULARY, dtype=torch.float64)), torch.full((4,), -100)
+    for temperature, off in ((1e2, 0.05), (1e4, 5e-4)):
+        logits = student.clone().requires_grad_()
+        loss = distillation_sums(logits, head, teacher, head, labels, labels < 0, temperature, 1.0, 0.0, 4).loss
+        (gradient,) = torch.autograd.grad(loss, [logits])
+        assert (gradient - expected).norm() < off * expected.norm()
