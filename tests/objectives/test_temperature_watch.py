@@ -31,3 +31,7 @@ def test_neither_a_steady_rise_nor_a_tremor_is_swinging():
 
 def test_a_temperature_that_does_not_learn_is_left_alone():
     assert said([10.0] * 30, FixedTemperature(value=10.0)) == []
+
+
+def test_a_stage_without_a_temperature_is_left_alone():
+    assert list(TemperatureWatch(LearnedTemperature()).look({"kl_weight": 1.0})) == []

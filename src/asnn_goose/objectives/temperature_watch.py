@@ -34,7 +34,8 @@ class TemperatureWatch:
 
     def look(self, figures: Mapping[str, float]) -> Iterator[str]:
         """Warnings that were not given yet, after a reading of the figures that metrics show."""
-        if self.bounds is None:
+        # A stage that aligns distills at no temperature.
+        if self.bounds is None or "temperature" not in figures:
             return
         self._seen.append(figures["temperature"])
         for kind, message in (("bound", self._at_bound(*self.bounds)), ("swing", self._swinging())):
