@@ -20,6 +20,8 @@ def softened_entropy(
     """
 
     def build(space: ChunkSpace) -> Rule:
+        """What computes a chunk."""
+
         def rule(rows: slice, logits: Tensor, teacher: Tensor | None) -> ChunkResult:
             """Entropy of a chunk, and its slope."""
             log_softmax = (logits / temperature).log_softmax(dim=-1)
