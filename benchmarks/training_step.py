@@ -58,11 +58,11 @@ SHAPES = {
 STUDENTS: dict[str, dict[str, Any]] = {
     "goose": {
         "student": {"mixer": "goose"}, "spikes": {"amplitude": "none", "scale": "token"},
-        "objective": {"temperature": {"value": 1.0}},
+        "objective": {"temperature": {"kind": "fixed", "value": 1.0}},
     },
     "wkv": {
         "student": {"mixer": "wkv"}, "spikes": {"amplitude": "scalar"},
-        "objective": {"temperature": {"value": 2.0}, "cross_entropy_weight": 0.5},
+        "objective": {"temperature": {"kind": "fixed", "value": 2.0}, "cross_entropy_weight": 0.5},
     },
 }  # fmt: skip
 

@@ -32,7 +32,8 @@ def test_the_recipe_itself_is_left_alone():
 
 
 def test_missing_sections_are_made():
-    assert merge_overrides({}, {"objective.temperature.value": 3})["objective"] == {"temperature": {"value": 3}}
+    found = merge_overrides({}, {"objective.temperature.value": 3})["objective"]
+    assert found == {"temperature": {"kind": "fixed", "value": 3}}
 
 
 def test_a_null_section_is_made():

@@ -59,6 +59,37 @@ REFUSALS = {
         "warmup_steps, kill_ratio, kind, layers, trajectory_weight, dynamics_weight"
     ),
     "objective.semantic={full_step: 1}": ("objective.semantic.full_step=1 is not behind begin_step=400: raise it"),
+    "objective.kl_weight=-1": "objective.kl_weight: expected a value greater than or equal to 0, got -1",
+    "objective.kl_weight={kind: ramp}": ('objective.kl_weight.kind: expected one of linear, cosine, step, got "ramp"'),
+    "objective.kl_weight={initial: 1}": "objective.kl_weight.kind: expected one of linear, cosine, step, got null",
+    "objective.kl_weight={kind: linear, initial: 1}": "objective.kl_weight.final is missing and has no default",
+    "objective.cross_entropy_weight={kind: linear, initial: 0, final: 1, begin: 0.5, end: 0.2}": (
+        "a schedule with begin=0.5 and end=0.2: give 0 <= begin < end <= 1, in shares of the budget (or unit=steps)"
+    ),
+    "objective.cross_entropy_weight={kind: step, values: [0, 1, 2], at: [0.5]}": (
+        "a step schedule of 3 values with at=[0.5]: give 2 ascending places in shares of the budget, 0 to 1"
+    ),
+    "objective.divergence.kind=kl": (
+        'objective.divergence.kind: expected one of forward_kl, reverse_kl, jsd, skew_kl, total_variation, got "kl"'
+    ),
+    "objective.divergence={kind: forward_kl, share: 0.5}": (
+        "objective.divergence.share does not apply to the chosen objective.divergence, which takes kind"
+    ),
+    "objective.temperature.kind=warm": (
+        'objective.temperature.kind: expected one of fixed, scheduled, learned, ctkd, got "warm"'
+    ),
+    "objective.temperature={kind: learned, lower: 3, upper: 2}": (
+        "objective.temperature has lower=3 and upper=2: give lower < upper"
+    ),
+    "objective.temperature={kind: ctkd, start: 5}": (
+        "objective.temperature.start=5 is outside its bounds: give one between 1 and 5"
+    ),
+    "objective.temperature={kind: learned, anchor: {target: 20}}": (
+        "objective.temperature.anchor.target=20 is outside its bounds: give one between 1 and 10"
+    ),
+    "objective.temperature={kind: ctkd, warmup_share: 1}": (
+        "objective.temperature.warmup_share: expected a value less than 1, got 1"
+    ),
     "spikes.membrane=lif": 'spikes.membrane: expected a section with keys, got "lif"',
     "spikes.membrane.kind=alif": "spikes.membrane.kind: expected 'lif', got \"alif\"",
     "spikes.membrane.beta=1": "spikes.membrane.beta: expected a value less than 1, got 1",

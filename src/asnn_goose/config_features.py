@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from asnn_goose.config_schedules import PositiveWeight
 from asnn_goose.config_text import Section
 
 Number = Annotated[int, Field(ge=0)]
@@ -122,8 +123,8 @@ class HiddenAlignment(Section):
     with.
     """
 
-    weight: float = Field(default=4.0, gt=0.0)
-    """Factor on the error, beside the other terms in nats."""
+    weight: PositiveWeight = 4.0
+    """Factor on the error, beside the other terms in nats, or its schedule."""
     loss: Literal["channel", "mse", "cosine", "relative_l2", "cka", "relation"] = "channel"
     """How two states are compared."""
     projector: Projector = NoProjector()

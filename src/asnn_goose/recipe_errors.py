@@ -118,6 +118,9 @@ def _describe(detail: ErrorDetails, place: Place) -> str:
             return str(context["error"])
         case "training_budget" | "data_source":
             return detail["msg"]
+        case "schedule":
+            kind = detail["input"].get("kind")
+            return f"{place.path}.kind: expected one of {', '.join(place.tags)}, got {show(kind)}"
         case "extra_forbidden":
             return _describe_unknown_key(place)
         case "missing" if isinstance(detail["loc"][-1], int):

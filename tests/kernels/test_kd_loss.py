@@ -222,3 +222,37 @@ def test_any_divergence_and_its_temperature_have_the_dense_losss_gradients(kind,
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, list(leaves.values()))])
     for found, truth in zip(results[1], results[0], strict=True):
         assert_close(found.cpu(), truth, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (0.0, 1.0), (1.0, 0.0)], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_numbers_on_a_device_give_the_dense_loss_of_these_numbers(temperature, weights, backend, kernel_device):
+    truth = make_problem(torch.float64)
+    truth["hidden"].requires_grad_()
+    expected = dense_sums(truth, temperature, *weights)[0]
+    device = kernel_device if backend == "triton" else "cpu"
+    problem = {name: tensor.to(device) for name, tensor in make_problem(torch.float32).items()}
+    problem["hidden"].requires_grad_()
+    numbers = dict(
+        zip(("temperature", "divergence_weight", "cross_entropy_weight"), (temperature, *weights), strict=True)
+    )
+    numbers = {name: torch.tensor(number, device=device) for name, number in numbers.items()}
+    found = chunked_sums(problem, **numbers, chunk_tokens=5, backend=backend)[0]
+    assert_close(found.detach().cpu(), expected.detach(), TOLERANCE[torch.float32])
+    gradients = [torch.autograd.grad(loss, given["hidden"])[0] for loss, given in ((found, problem), (expected, truth))]
+    assert_close(gradients[0].cpu(), gradients[1], TOLERANCE[torch.float32])
+
+
+def test_the_square_of_the_temperature_keeps_the_gradients_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, VOCABULARY, dtype=torch.float64, generator=generator)
+    centered = [logits - logits.mean(dim=-1, keepdim=True) for logits in (student, teacher)]
+    # Hinton et al. 2015, equation 4, times T^2: (z - u) / N, of centered logits, where the temperature is high.
+    expected = (centered[0] - centered[1]) / VOCABULARY
+    head, labels = LinearHead(torch.eye(VOCABULARY, dtype=torch.float64)), torch.full((4,), -100)
+    for temperature, off in ((1e2, 0.05), (1e4, 5e-4)):
+        logits = student.clone().requires_grad_()
+        loss = distillation_sums(logits, head, teacher, head, labels, labels < 0, temperature, 1.0, 0.0, 4).loss
+        (gradient,) = torch.autograd.grad(loss, [logits])
+        assert (gradient - expected).norm() < off * expected.norm()

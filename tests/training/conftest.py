@@ -123,7 +123,8 @@ def spread_recipe(small_recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
             "evaluation_interval": 4, "checkpoint_interval": 4, **sections.pop("training", {}),
         }  # fmt: skip
         made = small_recipe(training=training, evaluation={"tokens": 256}).model_dump(mode="json")
-        return Recipe.model_validate({**made, "samples": 0, **sections}, strict=False)
+        heat = {"temperature": {"kind": "learned", "learning_rate": 0.1}}
+        return Recipe.model_validate({**made, "samples": 0, "objective": heat, **sections}, strict=False)
 
     return make
 

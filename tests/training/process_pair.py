@@ -26,7 +26,8 @@ from torch.optim import AdamW
 
 from asnn_goose.config import Recipe
 from asnn_goose.config_features import HiddenAlignment
-from asnn_goose.config_objective import FixedTemperature, Objective
+from asnn_goose.config_objective import Objective
+from asnn_goose.config_temperature import LearnedTemperature
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.data.feed import Batch
 from asnn_goose.errors import GooseError
@@ -42,6 +43,7 @@ from asnn_goose.training.distill import distill
 from asnn_goose.training.distributed import ProcessStep, decided_by_main, join_processes, on_any
 from asnn_goose.training.feature_terms import FeatureSetting, FeatureTerms
 from asnn_goose.training.loop import TrainingLoop
+from asnn_goose.training.optimizer import CLIPPED
 from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.step import DistillationStep, TeacherView
 
@@ -144,17 +146,26 @@ def build_step(kind: str, student: GooseForCausalLM) -> nn.Module:
         return AlignmentStep(student)
     head = torch.randn(VOCABULARY, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     objective = Objective(
-        temperature=FixedTemperature(value=2.0), cross_entropy_weight=0.5, hidden_alignment=HiddenAlignment()
+        temperature=LearnedTemperature(start=2.0), cross_entropy_weight=0.5, hidden_alignment=HiddenAlignment()
     )
     setting = FeatureSetting(Depths(3, 3, (0, 1, 2)), (WIDTH, WIDTH), LinearHead(head), nn.Identity())
-    return DistillationStep(student, LinearHead(head), objective, FeatureTerms(objective, setting, seed=0))
+    step = DistillationStep(student, LinearHead(head), objective, FeatureTerms(objective, setting, seed=0))
+    step.temperature.double()
+    return step
+
+
+def counted(step: nn.Module) -> list[nn.Parameter]:
+    """The weights whose gradients count into the norm."""
+    return list(step.student.parameters())
 
 
 def build_optimizer(step: nn.Module) -> AdamW:
-    """AdamW with our two kinds of groups."""
-    free = [parameter for parameter in step.parameters() if parameter.requires_grad]
-    groups = [{"params": [p for p in free if p.ndim >= 2], "weight_decay": 0.1},
-              {"params": [p for p in free if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+    """AdamW with our kinds of groups, a temperature that learns outside of clipping."""
+    clipped = [parameter for parameter in counted(step) if parameter.requires_grad]
+    groups = [{"params": [p for p in clipped if p.ndim >= 2], "weight_decay": 0.1},
+              {"params": [p for p in clipped if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+    if isinstance(step, DistillationStep):
+        groups.append({"params": [step.temperature.raw], "weight_decay": 0.0, CLIPPED: False})
     return AdamW(groups, lr=1e-2, fused=True)
 
 
@@ -177,7 +188,7 @@ def compare_shards(job: dict[str, Any]) -> dict[str, Any]:
             for process in range(2):
                 # Averaged over processes, as gradients are.
                 (expected(*seen_by(kind, process, micro_batch)).loss / 2).backward()
-        norms = process_step.clip(CLIP), clip_grad_norm_(expected.parameters(), CLIP)
+        norms = process_step.clip(CLIP), clip_grad_norm_(counted(expected), CLIP)
         found[f"{kind} norm"] = difference({"": norms[0]}, {"": norms[1]})
         process_step.optimizer.optimizer.found_inf = torch.zeros(())
         process_step.optimizer.step()
@@ -221,7 +232,7 @@ def compare_replays(job: dict[str, Any]) -> dict[str, Any]:
         process_step.micro_batch(Batch(ids, None), work, 1.0, last=micro_batch == 1)
         for process in range(2):
             (expected(*seen_by("distill", process, micro_batch)).loss / 2).backward()
-    norms = process_step.clip(CLIP), clip_grad_norm_(expected.parameters(), CLIP)
+    norms = process_step.clip(CLIP), clip_grad_norm_(counted(expected), CLIP)
     process_step.optimizer.optimizer.found_inf = torch.zeros(())
     process_step.optimizer.step()
     reference.step()

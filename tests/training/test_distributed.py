@@ -31,6 +31,14 @@ def test_two_processes_learn_what_one_learns_from_twice_as_many_micro_batches(pr
     assert len(process_pair.figures("alone", "loss_nats")) == STEPS // 2
 
 
+@pytest.mark.parametrize("job", ["replicated", "sharded", "stopped", "stopped sharded", "taken over"])
+def test_two_processes_share_one_temperature_that_learns_from_the_rows_of_both(process_pair, job):
+    for name in ("temperature", "temperature_gradient"):
+        expected = process_pair.figures("alone", name)
+        assert process_pair.figures(job, name) == pytest.approx(expected, rel=SUMMED_ELSEWHERE)
+    assert process_pair.figures("alone", "temperature")[-1] != pytest.approx(2.0, abs=0.1)
+
+
 @pytest.mark.parametrize("job", ["replicated", "sharded"])
 def test_two_processes_take_the_rows_of_one_without_repeats(process_pair, job):
     rows = process_pair.rows(job)

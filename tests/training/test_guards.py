@@ -71,3 +71,8 @@ def test_signal_handlers_are_put_back() -> None:
     with stop_requests():
         pass
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_gradient_that_the_norm_leaves_out_is_judged_too(guard: NonFiniteGuard) -> None:
+    assert float(guard.judge(FINE, FINE, FINE, BROKEN)) == 1.0
+    assert float(guard.judge(FINE, FINE, FINE)) == 0.0

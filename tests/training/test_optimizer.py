@@ -5,8 +5,15 @@ import torch
 from torch import nn
 
 from asnn_goose.config_objective import Objective
+from asnn_goose.config_temperature import AdversarialTemperature, LearnedTemperature
 from asnn_goose.config_training import TrainingBySteps
-from asnn_goose.training.optimizer import build_optimizer, learning_rate_share, set_learning_rate
+from asnn_goose.training.optimizer import (
+    build_optimizer,
+    learning_rate_share,
+    learning_rates,
+    set_learning_rate,
+    unclipped,
+)
 from asnn_goose.training.stages import StagePlan
 
 TRAINING = TrainingBySteps(steps=110, warmup_steps=10, learning_rate=1e-3, learning_rate_floor=0.1)
@@ -63,3 +70,29 @@ def test_weights_that_are_held_are_not_in_the_optimizer() -> None:
     module.weight.requires_grad_(False)
     groups = build_optimizer(module, TRAINING, replace(STAGE, learning_rate=1.0)).param_groups
     assert [p for group in groups for p in group["params"]] == [module.bias]
+
+
+@pytest.mark.parametrize(("temperature", "rate", "decay", "apart"), [
+    (LearnedTemperature(), 0.01, 0.0, True),
+    (AdversarialTemperature(), 1e-3, 0.0, True),
+    (AdversarialTemperature(optimizer="recorded"), 1e-3, 0.01, False),
+    (LearnedTemperature(optimizer="recorded", learning_rate=0.05), 0.05, 0.01, False),
+])  # fmt: skip
+def test_a_temperature_is_a_group_by_itself(temperature, rate, decay, apart):
+    module = nn.Linear(3, 4)
+    module.raw = nn.Parameter(torch.zeros(()))
+    plan = replace(STAGE, objective=Objective(temperature=temperature))
+    optimizer = build_optimizer(module, TRAINING, plan, temperature=module.raw)
+    *others, group = optimizer.param_groups
+    assert (group["params"], group["lr"], group["weight_decay"]) == ([module.raw], rate, decay)
+    assert all(parameter is not module.raw for other in others for parameter in other["params"])
+    assert unclipped(optimizer) == ({module.raw} if apart else set())
+    assert learning_rates(optimizer)["temperature_learning_rate"] == rate
+
+
+def test_rates_are_told_by_whose_they_are():
+    module = nn.Linear(3, 4)
+    optimizer = build_optimizer(module, TRAINING, STAGE, {module.bias})
+    assert learning_rates(optimizer) == {"learning_rate": 1e-3, "copied_learning_rate": 1e-4}
+    of_copied = build_optimizer(module, TRAINING, STAGE, set(module.parameters()))
+    assert learning_rates(of_copied) == {"learning_rate": 1e-4, "copied_learning_rate": 1e-4}

@@ -123,3 +123,14 @@ def test_a_threshold_that_is_found_but_not_learned_is_not_trained(teacher, kind)
         trained = trained_parameters(student, plan(part), copied_parameters(student, options))
         assert (encoder.alpha in trained) == (kind == "learned")
         assert encoder.amplitude in trained
+
+
+def test_schedules_run_over_the_stages_that_share_the_recipes_objective():
+    stages = [
+        {"kind": "align", "share": 1},
+        {"kind": "distill", "share": 2},
+        {"kind": "distill", "name": "own", "share": 3, "objective": {"kl_weight": 0.5}},
+        {"kind": "distill", "name": "last", "share": 4},
+    ]
+    plans = plan_stages(recipe(stages=stages, training={"steps": 100}), processes=1)
+    assert [tuple(plan.span) for plan in plans[1:]] == [(0, 20, 60), (0, 30, 30), (20, 40, 60)]

@@ -3,12 +3,15 @@ import torch
 from torch.nn import functional
 
 from asnn_goose.config_features import HiddenAlignment
-from asnn_goose.config_objective import FixedTemperature, Objective
+from asnn_goose.config_objective import ForwardKl, Objective, ReverseKl, SkewKl, TotalVariation
+from asnn_goose.config_schedules import CosineSchedule, LinearSchedule
+from asnn_goose.config_temperature import AdversarialTemperature, Anchor, FixedTemperature, LearnedTemperature
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.objectives.features import channel_error
 from asnn_goose.objectives.layer_maps import Depths
+from asnn_goose.objectives.schedules import Span
 from asnn_goose.training.feature_terms import FeatureSetting, FeatureTerms
 from asnn_goose.training.step import DistillationStep, TeacherView
 
@@ -19,10 +22,17 @@ OBJECTIVE = Objective(temperature=FixedTemperature(value=2.0), cross_entropy_wei
 @pytest.fixture
 def step() -> DistillationStep:
     """A float64 step with seeded weights."""
+    return step_of(OBJECTIVE)
+
+
+def step_of(objective: Objective) -> DistillationStep:
+    """A float64 step with seeded weights, half-way through 100 steps."""
     torch.manual_seed(0)
     config = GooseConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, max_position_embeddings=32)
     head = LinearHead(torch.randn(VOCABULARY, TEACHER_WIDTH, dtype=torch.float64), None)
-    return DistillationStep(GooseForCausalLM(config).double(), head, OBJECTIVE)
+    step = DistillationStep(GooseForCausalLM(config), head, objective, span=Span(0, 100, 100)).double()
+    step.reach(50)
+    return step
 
 
 def micro_batch(seed: int) -> tuple[torch.Tensor, TeacherView]:
@@ -79,3 +89,40 @@ def test_a_stream_of_another_number_of_blocks_is_refused(step: DistillationStep)
     step.features = features(1.0)
     with pytest.raises(ValueError, match="zip"):
         step(ids, seen._replace(stream=(torch.ones(4, 9, WIDTH),)))
+
+
+LEARNED = LearnedTemperature(start=1.7, anchor=Anchor(weight=0.3, target=2.5), entropy_weight=0.2)
+PLAIN = AdversarialTemperature(start=1.7, gradient="plain", warmup_share=0.0)
+
+
+@pytest.mark.parametrize("divergence", [ForwardKl(), ReverseKl(), SkewKl(share=0.3), TotalVariation()])
+@pytest.mark.parametrize(("temperature", "factor"), [(LEARNED, 1.0), (PLAIN, 0.5)], ids=["learned", "ctkd"])
+def test_the_temperatures_gradient_is_the_losss_slope_by_it(temperature, factor, divergence):
+    step = step_of(Objective(temperature=temperature, divergence=divergence, cross_entropy_weight=0.5, chunk_tokens=7))
+    step(*micro_batch(1)).loss.backward()
+    raw, losses = step.temperature.raw, []
+    for change in (1e-5, -2e-5):
+        with torch.no_grad():
+            raw += change
+        losses.append(step(*micro_batch(1)).loss.item())
+    # Lambda is a half at half of the budget, and a float32 cosine.
+    assert raw.grad.item() == pytest.approx(factor * (losses[0] - losses[1]) / 2e-5, rel=1e-6)
+
+
+def test_scheduled_weights_are_those_of_the_step_it_has_reached() -> None:
+    rising, falling = LinearSchedule(initial=0.0, final=1.0), CosineSchedule(initial=1.0, final=0.0, end=0.5)
+    scheduled = step_of(Objective(kl_weight=rising, cross_entropy_weight=falling, chunk_tokens=7))
+    for done, weights in ((50, (0.5, 0.0)), (0, (0.0, 1.0)), (25, (0.25, 0.5))):
+        scheduled.reach(done)
+        plain = step_of(Objective(kl_weight=weights[0], cross_entropy_weight=weights[1], chunk_tokens=7))
+        losses = [step(*micro_batch(1)).loss.item() for step in (scheduled, plain)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert {name: figure.item() for name, figure in scheduled.figures().items()} == pytest.approx(
+        {"kl_weight": 0.25, "cross_entropy_weight": 0.5, "temperature": 2.0}
+    )
+
+
+def test_another_divergence_goes_by_its_own_name() -> None:
+    means = step_of(Objective(divergence=TotalVariation()))(*micro_batch(1)).means
+    assert 0.0 < means["total_variation"].item() < 1.0
+    assert "kl_nats" not in means

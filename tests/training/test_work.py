@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.data.batches import BatchPlan
@@ -108,3 +109,16 @@ def test_blocks_are_computed_again_where_a_recipe_asks_for_it(small_recipe, teac
         loss.backward()
         losses.append((loss.item(), student.model.embed_tokens.weight.grad.norm().item()))
     assert losses[0] == losses[1]
+
+
+def test_the_slope_by_the_temperature_is_given_once_and_without_the_scalers_factor(small_recipe, teacher, real_text):
+    recipe = small_recipe(objective={"temperature": {"kind": "learned"}})
+    windows = evaluation_windows(real_text[:5000], teacher.tokenizer, recipe.evaluation)
+    material = RunMaterial(teacher, build_student(recipe.student, recipe.spikes, teacher, 0), windows, (), None, 8.0)
+    rows = BatchPlan(TokenRows(windows.rows.tokens, 32, 32), 2, 0)
+    work = build_work(plan_stages(recipe, 1)[0], recipe, material, (), rows)
+    work.temperature.slope.fill_(512.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    assert work.take_slope(scaler)["temperature_gradient"].item() == 2.0
+    assert work.take_slope(None)["temperature_gradient"].item() == 0.0
+    assert work.figures() == pytest.approx({"temperature": 2.0})

@@ -64,8 +64,8 @@ def distillation_sums(
     labels: Int[Tensor, " tokens"],
     valid: Bool[Tensor, " tokens"],
     temperature: float | Float[Tensor, ""],
-    divergence_weight: float,
-    cross_entropy_weight: float,
+    divergence_weight: float | Float[Tensor, ""],
+    cross_entropy_weight: float | Float[Tensor, ""],
     chunk_tokens: int,
     matmul_dtype: torch.dtype | None = None,
     divergence: Divergence = FORWARD_KL,
@@ -76,7 +76,8 @@ def distillation_sums(
     Gradients reach `student_hidden`, the student's head and a temperature that is a tensor, never the teacher; they
     are exact for any `chunk_tokens` and are summed in float32 (float64 for float64 inputs). `matmul_dtype` is the
     dtype of the matrix products alone; None takes the inputs' own. With `divergence_weight` 0 the teacher may be
-    None. With `cross_entropy_weight` 0 the cross entropy is still reported. What a token that is neither valid nor
+    None. With `cross_entropy_weight` 0 the cross entropy is still reported. Weights that are tensors get no gradient,
+    and may change between replays of a CUDA graph. What a token that is neither valid nor
     labeled holds is not read. `auto` takes Triton for float32 statistics on a GPU, else torch.
 
     Raises:
@@ -109,7 +110,7 @@ def distillation_sums(
 
 def _rule(backend: LossBackend, plan: ChunkPlan, space: ChunkSpace) -> Rule:
     """What computes a chunk: Triton has no form without a teacher, nor one in float64."""
-    if backend == "torch" or plan.divergence_weight == 0 or space.statistics != torch.float32:
+    if backend == "torch" or not plan.weighs_teacher or space.statistics != torch.float32:
         return TorchRule(plan, space)
     if backend == "triton" or (space.device.type == "cuda" and _triton_imports()):
         from asnn_goose.kernels.kd_triton import TritonRule
@@ -162,10 +163,10 @@ def cross_entropy_sums(
 
 
 def _check_teacher(
-    hidden: Tensor | None, head: LinearHead | None, divergence_weight: float
+    hidden: Tensor | None, head: LinearHead | None, divergence_weight: float | Tensor
 ) -> tuple[Tensor, LinearHead] | None:
     """The teacher as one value, None if the loss does not ask for it."""
-    if divergence_weight == 0:
+    if not isinstance(divergence_weight, Tensor) and divergence_weight == 0:
         return None
     if hidden is None or head is None:
         raise ValueError(
@@ -175,12 +176,15 @@ def _check_teacher(
 
 
 def _check_numbers(
-    temperature: float | Tensor, divergence_weight: float, cross_entropy_weight: float, chunk_tokens: int
+    temperature: float | Tensor,
+    divergence_weight: float | Tensor,
+    cross_entropy_weight: float | Tensor,
+    chunk_tokens: int,
 ) -> None:
-    """Refuse numbers for which the loss has no meaning; a temperature on a device is not waited for."""
+    """Refuse numbers for which the loss has no meaning; what is on a device is not waited for."""
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    if min(divergence_weight, cross_entropy_weight) < 0:
+    if any(not isinstance(weight, Tensor) and weight < 0 for weight in (divergence_weight, cross_entropy_weight)):
         given = f"divergence {divergence_weight}, cross entropy {cross_entropy_weight}"
         raise ValueError(f"loss weights must be 0 or more, got {given}")
     if chunk_tokens < 1:

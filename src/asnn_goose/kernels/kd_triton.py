@@ -24,9 +24,11 @@ class TritonRule:
         self.plan, self.space = plan, space
         self.gradient = space.empty(space.operand)
         self.figures = torch.empty(space.tokens, 3, dtype=torch.float32, device=space.device)
-        given = plan.temperature
-        self.temperature = (
-            given.detach().float() if isinstance(given, Tensor) else torch.full((), given, device=space.device)
+        self.temperature, self.divergence_weight, self.cross_entropy_weight = (
+            torch.full((), number, dtype=torch.float32, device=space.device)
+            if isinstance(number, float | int)
+            else number.detach().float()
+            for number in (plan.temperature, plan.divergence_weight, plan.cross_entropy_weight)
         )
         self.block = min(BLOCK, max(LEAST_BLOCK, 1 << (space.vocabulary - 1).bit_length()))
 
@@ -40,7 +42,7 @@ class TritonRule:
             rows_kernel[(len(student),)](
                 student, teacher, gradient, plan.labels[rows], plan.valid[rows], plan.scored[rows], figures,
                 self.temperature, space.vocabulary, student.stride(0), teacher.stride(0), gradient.stride(0),
-                plan.divergence_weight, plan.cross_entropy_weight, plan.divergence.share, kind=plan.divergence.kind,
+                self.divergence_weight, self.cross_entropy_weight, plan.divergence.share, kind=plan.divergence.kind,
                 power=plan.divergence.power, block=self.block, wants_gradient=space.gradient_wanted,
                 wants_slope=space.slope_wanted, num_warps=WARPS,
             )  # fmt: skip

@@ -91,7 +91,7 @@ def _normalizers(z_row, u_row, vocabulary, inverse, block: tl.constexpr):
 @no_type_check
 def rows_kernel(
     student, teacher, gradient, labels, valid, scored, figures, temperature, vocabulary,
-    student_stride, teacher_stride, gradient_stride, divergence_weight, cross_entropy_weight, share,
+    student_stride, teacher_stride, gradient_stride, divergence_place, cross_entropy_place, share,
     kind: tl.constexpr, power: tl.constexpr, block: tl.constexpr, wants_gradient: tl.constexpr,
     wants_slope: tl.constexpr,
 ):  # fmt: skip
@@ -100,6 +100,7 @@ def rows_kernel(
     row = tl.program_id(0).to(tl.int64)
     z_row, u_row = student + row * student_stride, teacher + row * teacher_stride
     heat = tl.load(temperature)
+    divergence_weight, cross_entropy_weight = tl.load(divergence_place), tl.load(cross_entropy_place)
     inverse = 1.0 / heat
     counts = tl.load(valid + row).to(tl.float32)
     has_label = tl.load(scored + row).to(tl.float32)

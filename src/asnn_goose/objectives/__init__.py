@@ -1,1 +1,1 @@
-"""What is compared of teacher and student beside their predictions."""
+"""What a loss needs beside its kernels: terms on hidden states, numbers that change over a run, temperatures."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asnn_goose.config_features import HiddenAlignment, LearnedMap
+from asnn_goose.config_schedules import numbers_of
 from asnn_goose.errors import ConfigError
 from asnn_goose.objectives.features import STATE_ERRORS, WIDTH_FREE, StateError
 from asnn_goose.objectives.layer_maps import KEY, Depths, alignment_pairs, uniform_states
@@ -38,6 +39,8 @@ class AlignmentTerm(nn.Module):
     ) -> None:
         super().__init__()
         self.options, self.depths = options, depths
+        # A schedule's first value; whoever follows the schedule puts its number here.
+        self.weight: float | Tensor = numbers_of(options.weight)[0]
         self.pairs = alignment_pairs(options, depths)
         check_widths(options, *widths)
         self.projectors = nn.ModuleList(build_projector(options.projector, *widths, generator) for _ in self.pairs)
@@ -56,7 +59,7 @@ class AlignmentTerm(nn.Module):
 
     def of(self, seen: Seen) -> Iterator[Value]:
         """`hidden_error`, whatever compares the states."""
-        yield Value("hidden_error", self.options.weight, self.error(seen))
+        yield Value("hidden_error", self.weight, self.error(seen))
 
     def error(self, seen: Seen) -> Float[Tensor, ""]:
         """The weighted mean of the states' errors."""

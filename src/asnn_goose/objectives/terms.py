@@ -38,7 +38,7 @@ class Value(NamedTuple):
     """A term's value, a mean over tokens, with the name that the log gives it and its weight at full size."""
 
     name: str
-    weight: float
+    weight: float | Tensor
     value: Float[Tensor, ""]
 
 

@@ -121,10 +121,12 @@ def run_stages(
         loop: TrainingLoop | None = None
         for plan in plans[min(state.stage, len(plans) - 1) :]:
             # What the stage before recorded, kept and accumulated makes room, and nothing of it stays with accelerate.
+            learned = None if work is None else work.learned_temperature()
             work = loop = None
             accelerator.free_memory()
             batches = stage_batches(recipe, plan, text, accelerator)
             work = build_work(plan, recipe, material, replaced, batches)
+            work.go_on_from(learned)
             loop = TrainingLoop(accelerator, work, material, recipe.training, state)
             if found is not None:
                 loop.restore(found.tensors)

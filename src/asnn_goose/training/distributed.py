@@ -23,6 +23,7 @@ from torch.optim import AdamW
 
 from asnn_goose.data.feed import Batch
 from asnn_goose.errors import CheckpointError, ConfigError, GooseError
+from asnn_goose.training.optimizer import unclipped
 from asnn_goose.training.replay import ReplayedMicroBatch
 from asnn_goose.training.sharding import ShardedStudent, clip_shards, part_groups, reshard, without_averaging
 from asnn_goose.training.stages import StagePlan
@@ -156,6 +157,7 @@ class ProcessStep:
     ) -> None:
         self.accelerator, self.module, self.sharded, self.replays = accelerator, module, sharded, replays
         self.wrapped: Any = sharded
+        self.unclipped = unclipped(optimizer)
         self._replayed: ReplayedMicroBatch | None = None
         # What the stage before left would be added to, and its norm counted.
         for parameter in module.parameters():
@@ -222,13 +224,19 @@ class ProcessStep:
         return without_averaging(self.sharded)
 
     def clip(self, limit: float) -> Tensor:
-        """Scale the gradients down to a norm of at most `limit`; returns their norm before, over all weights."""
+        """Scale the gradients that are clipped down to a norm of at most `limit`; returns their norm before."""
         if self._replayed is not None and self._replayed.gradients is not None and self.accelerator.num_processes > 1:
             distributed.all_reduce(self._replayed.gradients.flat)
             self._replayed.gradients.flat /= self.accelerator.num_processes
         if self.sharded is None:
-            return cast(Tensor, self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit))
-        return clip_shards(self.module.parameters(), limit)
+            counted = [parameter for parameter in self.wrapped.parameters() if parameter not in self.unclipped]
+            return cast(Tensor, self.accelerator.clip_grad_norm_(counted, limit))
+        return clip_shards(self.module.parameters(), limit, self.unclipped)
+
+    @property
+    def unclipped_gradients(self) -> list[Tensor]:
+        """Those that the norm does not see, averaged once `clip` was called."""
+        return [parameter.grad for parameter in self.unclipped if parameter.grad is not None]
 
     def look(self, act: Callable[..., Found], *arguments: Any) -> Found:
         """What a function finds in the student, without gradients; all processes look together, and find the same.

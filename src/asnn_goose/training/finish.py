@@ -160,7 +160,7 @@ def gather_results(
         ratio=Ratio(to_teacher=quotient(state.best_perplexity, teacher_perplexity)),
         compression_ratio=quotient(teacher.parameters, parameters),
         spikes=spikes,
-        temperature=Temperature(final=recipe.objective.temperature.value),
+        temperature=Temperature(final=next(reversed(curve(metrics, "temperature").values), None)),
         throughput=Throughput(
             tokens_per_second=tokens_per_second,
             mfu=utilization(recipe, loop, tokens_per_second),

@@ -22,7 +22,7 @@ def gradient_conflict(
     hidden: Float[Tensor, "batch time read_width"],
     stream: Sequence[Float[Tensor, "batch time teacher_width"]],
     input_ids: Int[Tensor, "batch time"],
-    temperature: float,
+    temperature: float | Float[Tensor, ""],
     chunk_tokens: int,
 ) -> Float[Tensor, ""] | None:
     """Cosine between the gradients of the KL and of the alignment error by all block outputs, taken as one vector.

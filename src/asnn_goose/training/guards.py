@@ -27,9 +27,14 @@ class NonFiniteGuard:
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.longest_row = torch.zeros((), dtype=torch.int64, device=device)
 
-    def judge(self, gradient_norm: Tensor, loss: Tensor) -> Tensor:
-        """1.0 if the step must be skipped, else 0.0: the `found_inf` a fused AdamW obeys. Counts it."""
+    def judge(self, gradient_norm: Tensor, loss: Tensor, *others: Tensor) -> Tensor:
+        """1.0 if the step must be skipped, else 0.0: the `found_inf` a fused AdamW obeys. Counts it.
+
+        `others` are gradients that the norm leaves out.
+        """
         bad = ~(torch.isfinite(gradient_norm) & torch.isfinite(loss))
+        for gradient in others:
+            bad |= ~torch.isfinite(gradient)
         self.skipped += bad
         self.in_a_row = (self.in_a_row + 1) * bad
         self.longest_row = torch.maximum(self.longest_row, self.in_a_row)

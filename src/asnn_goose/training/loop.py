@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import AdamW
@@ -18,6 +17,7 @@ from asnn_goose.evaluation.perplexity import perplexity_of
 from asnn_goose.evaluation.student import probe_spikes, student_perplexity
 from asnn_goose.measurements import curve, site_columns
 from asnn_goose.models.compiling import compiled_graphs
+from asnn_goose.objectives.temperature_watch import TemperatureWatch
 from asnn_goose.training.checkpoint import (
     RunState,
     load_checkpoint,
@@ -28,8 +28,9 @@ from asnn_goose.training.checkpoint import (
 from asnn_goose.training.distributed import ProcessStep, from_main, on_any
 from asnn_goose.training.guards import MOST_ROLL_BACKS, NonFiniteGuard
 from asnn_goose.training.health_watch import HealthWatch
+from asnn_goose.training.interval import IntervalSums
 from asnn_goose.training.memory import memory_bytes
-from asnn_goose.training.optimizer import learning_rate_share, set_learning_rate
+from asnn_goose.training.optimizer import learning_rate_share, learning_rates, set_learning_rate
 from asnn_goose.training.progress import ProgressLine
 from asnn_goose.training.stages import ends_early
 from asnn_goose.training.work import RunMaterial, StageWork
@@ -70,8 +71,8 @@ class TrainingLoop:
         self.feed = BatchFeed(
             work.batches, state.rows_seen, accelerator.device, training.workers, training.batches_ahead
         )
-        self._sums: dict[str, Tensor] = {}
-        self._logged_steps, self._logged_seconds = 0, state.seconds
+        self._interval, self._logged_seconds = IntervalSums(), state.seconds
+        self._watch = TemperatureWatch(work.plan.objective.temperature)
         self.health = HealthWatch(material, self.step)
         known = from_main(curve(material.folder.metrics(), "evaluation_perplexity").values)
         self._evaluated = known[-1] if known else None
@@ -161,7 +162,8 @@ class TrainingLoop:
         started = time.perf_counter()
         feed, stage = self.feed, self.stage
         done = self.state.step - self.state.stage_start
-        self.work.reach(self.state)
+        # Steps skipped since the last log are known on the device alone.
+        self.work.reach(self.state, self.guard.skipped - self.state.skipped)
         set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
         factor, batches = self.accelerator.num_processes / stage.tokens_per_step, stage.accumulation
         means: list[dict[str, Any]] = [
@@ -182,17 +184,16 @@ class TrainingLoop:
     def _update(self, means: dict[str, Tensor]) -> None:
         norm = self.step.clip(self.training.clip_norm)
         # The norm is that of all processes already; a loss that is not finite on one of them must stop all.
-        must_skip = self.guard.judge(norm, self.accelerator.reduce(means.pop("loss"), "sum"))
+        loss = self.accelerator.reduce(means.pop("loss"), "sum")
+        must_skip = self.guard.judge(norm, loss, *self.step.unclipped_gradients)
         if self.accelerator.scaler is None:
             # A fused AdamW leaves weights, moments and step counts alone where found_inf is 1: no host sync.
             self.bare_optimizer.found_inf = must_skip  # type: ignore[attr-defined]
+        means |= self.work.take_slope(self.accelerator.scaler)
         self.optimizer.step()
         self.step.forget_gradients()
         figures = {**means, "gradient_norm": norm.double(), "clip_rate": (norm > self.training.clip_norm).double()}
-        for name, figure in figures.items():
-            kept = torch.where(must_skip.bool().squeeze(), torch.zeros_like(figure), figure)
-            self._sums[name] = kept + self._sums[name] if name in self._sums else kept
-        self._logged_steps += 1
+        self._interval.add(figures, must_skip)
 
     def _log(self, progress: ProgressLine) -> None:
         started = time.perf_counter()
@@ -200,32 +201,31 @@ class TrainingLoop:
         # The device is done only now: steps that were merely asked for took no time yet.
         self.state = replace(self.state, seconds=self.state.seconds + time.perf_counter() - started)
         newly_skipped = reading.skipped - self.state.skipped
-        finite_steps = max(self._logged_steps - newly_skipped, 1)
         # A skipped step is not a step done: the budget and the schedule move back by it.
         self.state = replace(self.state, step=self.state.step - newly_skipped, skipped=reading.skipped)
-        sums = self.accelerator.reduce(torch.stack(tuple(self._sums.values())), "mean")
-        figures = dict(zip(self._sums, (sums / finite_steps).tolist(), strict=True))
+        figures = self._interval.means(self.accelerator, newly_skipped)
         if "cross_entropy_nats" in figures:
             figures["perplexity"] = perplexity_of(figures["cross_entropy_nats"])
         seconds = max(self.state.seconds - self._logged_seconds, 1e-9)
-        tokens_per_second = self._logged_steps * self.stage.tokens_per_step / seconds
-        ids = self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
+        tokens_per_second = self._interval.steps * self.stage.tokens_per_step / seconds
+        # What the next step would meet.
+        self.work.reach(self.state)
+        present, ids = self.work.figures(), self.material.windows.probe(PROBE_TOKENS).to(self.accelerator.device)
         found = self.step.look(probe_spikes, self.material.student, ids)
         density = sum(figures["density"] for figures in found.values()) / max(len(found), 1)
         self._memory_samples.append(memory_bytes(self.accelerator.device))
         scaler = self.accelerator.scaler
-        groups = self.bare_optimizer.param_groups
         self._append_metrics(
             stage=self.stage.name,
             **figures,
-            **self.work.conflict(self.accelerator, self.material.windows.probe(PROBE_TOKENS)),
+            **self.work.conflict(self.accelerator, ids),
             **self.health.interval(self.bare_optimizer, figures),
-            learning_rate=groups[0]["lr"],
-            copied_learning_rate=groups[-1]["lr"],
+            **present,
+            **learning_rates(self.bare_optimizer),
             scaler_scale=None if scaler is None else scaler.get_scale(),
             tokens=self.state.tokens,
             tokens_per_second=tokens_per_second,
-            step_ms=1000.0 * seconds / self._logged_steps,
+            step_ms=1000.0 * seconds / self._interval.steps,
             memory_bytes=self._memory_samples[-1],
             skipped_steps=self.state.skipped,
             compiled_graphs=compiled_graphs(),
@@ -234,6 +234,8 @@ class TrainingLoop:
         )
         progress.step(self.state.step)
         progress.figures(self.state.step, figures, tokens_per_second, density)
+        for warning in self._watch.look(present):
+            progress.say(warning)
         self._start_interval()
         # A gradient scaler skips steps while it searches for its scale; that is no divergence.
         searching = scaler is not None and scaler.get_scale() >= 1.0
@@ -247,8 +249,8 @@ class TrainingLoop:
             self.accelerator.log(numbers, self.state.step)
 
     def _start_interval(self) -> None:
-        self._sums.clear()
-        self._logged_steps, self._logged_seconds = 0, self.state.seconds
+        self._interval.clear()
+        self._logged_seconds = self.state.seconds
 
     def _roll_back(self, progress: ProgressLine) -> None:
         if self.state.roll_backs >= MOST_ROLL_BACKS:
@@ -259,11 +261,7 @@ class TrainingLoop:
         checkpoint = load_checkpoint(self.material.folder.checkpoints / "last")
         self.restore(checkpoint.tensors)
         # The cursor stays where it is: the rows that broke the run are not met again.
-        self.state = replace(
-            self.state,
-            step=checkpoint.state.step,
-            roll_backs=self.state.roll_backs + 1,
-        )
+        self.state = replace(self.state, step=checkpoint.state.step, roll_backs=self.state.roll_backs + 1)
         self.guard.forget_row()
         if self.accelerator.is_main_process:
             self.material.folder.cut_metrics(self.state.step)

@@ -4,7 +4,7 @@
 units: their weights are gathered where they compute, their gradients averaged into shards.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -115,20 +115,23 @@ def placed_like(stored: Tensor, tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clip_shards(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+def clip_shards(parameters: Iterable[nn.Parameter], limit: float, apart: Set[nn.Parameter] = frozenset()) -> Tensor:
     """As `clip_grad_norm_`, for weights some of which are shards; the gradients of the others are averaged here first.
 
-    FSDP2 averages only what it shards.
+    FSDP2 averages only what it shards. Whole weights that stand `apart` are averaged too, but neither counted nor
+    scaled.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    found = [(parameter in apart, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    shards = [gradient.to_local() for _, gradient in found if isinstance(gradient, DTensor)]
+    averaged = [gradient for _, gradient in found if not isinstance(gradient, DTensor)]
+    whole = [gradient for is_apart, gradient in found if not (is_apart or isinstance(gradient, DTensor))]
     square = (whole or shards)[0].new_zeros(())
     if shards:
         square += get_total_norm(shards).square()
         distributed.all_reduce(square)
+    if averaged:
+        _average(averaged)
     if whole:
-        _average(whole)
         square += get_total_norm(whole).square()
     norm = square.sqrt()
     torch._foreach_mul_([*shards, *whole], (limit / (norm + 1e-6)).clamp(max=1.0))

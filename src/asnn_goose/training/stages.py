@@ -1,7 +1,8 @@
 """The stages of a run: how they share its budget, and which weights each of them trains at which rate."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -22,6 +23,7 @@ from asnn_goose.errors import ConfigError
 from asnn_goose.models.calibration import output_norms
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import Sublayers
+from asnn_goose.objectives.schedules import Span
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 
@@ -56,6 +58,7 @@ class StagePlan:
         ramp: Which sites become spikes, and how fast.
         dense: Sites that a later stage raises.
         inputs: Whose stream feeds what `align` aligns.
+        span: What of the budget that its objective's schedules run over is the stage's.
     """
 
     index: int
@@ -76,6 +79,7 @@ class StagePlan:
     ramp: RampPlan | None = None
     dense: frozenset[str] = frozenset()
     inputs: Literal["teacher", "student"] = "teacher"
+    span: Span | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -101,7 +105,18 @@ def plan_stages(recipe: Recipe, processes: int) -> tuple[StagePlan, ...]:
     """
     stages: tuple[Stage, ...] = recipe.stages or (DistillStage(share=1.0),)
     whole = sum(stage.share for stage in stages)
-    return tuple(_settled(index, stage, stage.share / whole, recipe, processes) for index, stage in enumerate(stages))
+    plans = [_settled(index, stage, stage.share / whole, recipe, processes) for index, stage in enumerate(stages)]
+    return with_spans(plans, [isinstance(stage, DistillStage) and stage.objective is None for stage in stages])
+
+
+def with_spans(plans: Sequence[StagePlan], shares_schedules: Sequence[bool]) -> tuple[StagePlan, ...]:
+    """The stages with what their schedules run over: one budget for all that share the recipe's, else their own."""
+    before, spans = 0, []
+    whole = sum(plan.steps for plan, shares in zip(plans, shares_schedules, strict=True) if shares)
+    for plan, shares in zip(plans, shares_schedules, strict=True):
+        spans.append(Span(before, plan.steps, whole) if shares else Span(0, plan.steps, plan.steps))
+        before += plan.steps if shares else 0
+    return tuple(replace(plan, span=span) for plan, span in zip(plans, spans, strict=True))
 
 
 def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: int) -> StagePlan:

@@ -8,10 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from asnn_goose.config_objective import Objective
+from asnn_goose.config_objective import JensenShannon, Objective, SkewKl
+from asnn_goose.config_temperature import LearnedTemperature
+from asnn_goose.kernels.divergences import Divergence
 from asnn_goose.kernels.head_chunks import LinearHead
 from asnn_goose.kernels.kd_loss import distillation_sums
 from asnn_goose.models.student import GooseForCausalLM
+from asnn_goose.objectives.entropy import softened_entropy
+from asnn_goose.objectives.schedules import ScheduledNumbers, Span
+from asnn_goose.objectives.temperature import build_temperature
 from asnn_goose.objectives.terms import matmul_dtype
 from asnn_goose.training.feature_terms import FeatureTerms
 from asnn_goose.training.spike_terms import SpikePenalties
@@ -53,6 +58,7 @@ class DistillationStep(nn.Module):
         teacher_head: The teacher's output head; held outside the module's parameters.
         objective: Weights, temperature and chunk size.
         features: The objective's terms on hidden states, if it has any.
+        span: The stage's part of the budget that schedules run over; None where nothing is scheduled.
     """
 
     def __init__(
@@ -61,17 +67,33 @@ class DistillationStep(nn.Module):
         teacher_head: LinearHead,
         objective: Objective,
         features: FeatureTerms | None = None,
+        span: Span | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         # In a tuple, so that it becomes no parameter.
         self._teacher_head = (teacher_head,)
-        self.kl_weight = objective.kl_weight
-        self.cross_entropy_weight = objective.cross_entropy_weight
-        self.temperature = objective.temperature.value
+        self.numbers = numbers = ScheduledNumbers(span, student.lm_head.weight.device)
+        self.kl_weight = numbers.follow("kl_weight", objective.kl_weight)
+        self.cross_entropy_weight = numbers.follow("cross_entropy_weight", objective.cross_entropy_weight)
+        chosen, hidden = objective.temperature, objective.hidden_alignment
+        self.temperature = build_temperature(chosen, numbers)
+        self.entropy_weight = chosen.entropy_weight if isinstance(chosen, LearnedTemperature) else 0.0
+        self.divergence = kernel_divergence(objective)
         self.chunk_tokens = objective.chunk_tokens
         self.features = features
+        if features is not None and features.alignment is not None and hidden is not None:
+            features.alignment.weight = numbers.follow("hidden_alignment_weight", hidden.weight)
         self._penalties = SpikePenalties(student, objective)
+
+    def reach(self, done: int, lost: Tensor | None = None) -> None:
+        """Set what holds after `done` steps of the stage, `lost` of which a device knows to have been skipped."""
+        self.numbers.reach(done, lost)
+        self.temperature.settle()
+
+    def figures(self) -> dict[str, Tensor]:
+        """The temperature, and what is scheduled, as they are now."""
+        return {**self.numbers.figures(), **self.temperature.figures()}
 
     def forward(self, input_ids: Int[Tensor, "batch time"], teacher: TeacherView) -> StepRecord:
         """Loss sums of one micro-batch of full rows.
@@ -85,7 +107,7 @@ class DistillationStep(nn.Module):
         follows = self.features is not None
         found = self.student.model(input_ids=input_ids, output_hidden_states=follows)
         hidden = found.last_hidden_state
-        head = self.student.lm_head
+        head, heat, dtype = self.student.lm_head, self.temperature(), matmul_dtype(input_ids.device)
         sums = distillation_sums(
             student_hidden=hidden.flatten(0, 1),
             student_head=LinearHead(head.weight, head.bias),
@@ -93,20 +115,31 @@ class DistillationStep(nn.Module):
             teacher_head=self._teacher_head[0],
             labels=labels.flatten(),
             valid=torch.ones(batch * time, dtype=torch.bool, device=input_ids.device),
-            temperature=self.temperature,
+            temperature=heat.value,
             divergence_weight=self.kl_weight,
             cross_entropy_weight=self.cross_entropy_weight * time / (time - 1),
             chunk_tokens=self.chunk_tokens,
-            matmul_dtype=matmul_dtype(input_ids.device),
+            matmul_dtype=dtype,
+            divergence=self.divergence,
         )
         tokens, predictions = batch * time, batch * (time - 1)
         means = {
             # Without T squared, and at temperature 1.
-            "kl_nats": sums.divergence_nats / tokens,
+            ("kl_nats" if self.divergence.kind == "forward_kl" else self.divergence.kind): sums.divergence_nats
+            / tokens,
             "cross_entropy_nats": sums.cross_entropy_nats / predictions,
             "loss_nats": sums.loss.detach() / tokens,
         }
         loss = sums.loss
+        if heat.penalty is not None:
+            means["temperature_penalty"] = heat.penalty.detach()
+            loss = loss + tokens * heat.penalty
+        if self.entropy_weight and heat.own is not None:
+            entropy = softened_entropy(
+                teacher.hidden.flatten(0, 1), self._teacher_head[0], heat.own, self.chunk_tokens, dtype
+            )
+            means["teacher_entropy_nats"] = entropy.detach() / tokens
+            loss = loss - self.entropy_weight * entropy
         if self.features is not None:
             means |= self.features.figures()
             for name, weight, term in self.features.of(self.student, found, teacher.hidden, teacher.stream):
@@ -116,3 +149,11 @@ class DistillationStep(nn.Module):
             means[name] = penalty.detach()
             loss = loss + factor * tokens * penalty
         return StepRecord(loss=loss, tokens=tokens, means=means)
+
+
+def kernel_divergence(objective: Objective) -> Divergence:
+    """The divergence that an objective states, as the loss takes it."""
+    stated = objective.divergence
+    return (
+        Divergence(stated.kind, stated.share) if isinstance(stated, JensenShannon | SkewKl) else Divergence(stated.kind)
+    )

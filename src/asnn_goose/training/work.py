@@ -23,6 +23,7 @@ from asnn_goose.models.sublayers import residual_stream, sublayer_records
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.objectives.dynamics import SwitchState
 from asnn_goose.objectives.features import STATE_ERRORS, StateError
+from asnn_goose.objectives.temperature import GivenTemperature, TemperatureModule
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, SublayerRunners, run_feed_forward, run_mixer
 from asnn_goose.training.checkpoint import RunState
@@ -81,12 +82,17 @@ class StageWork:
     features: FeatureTerms | None = None
     glance: Callable[[Tensor], TeacherView] | None = None
 
-    def reach(self, state: RunState) -> None:
-        """Set how far sites have become spikes, and terms their weights, where the run stands; waits for nothing."""
+    def reach(self, state: RunState, lost: Tensor | None = None) -> None:
+        """Set what holds where the run stands: spikes' hardness, weights, temperature; waits for nothing.
+
+        `lost` are steps since the last log that a device alone knows to have been skipped.
+        """
         done = state.step - state.stage_start
         self.hardness.reach(done)
         if self.features is not None:
             self.features.reach(done, state.dynamics_off)
+        if isinstance(self.module, DistillationStep):
+            self.module.reach(done, lost)
 
     def judge(self, state: RunState, perplexity: float, say: Callable[[str], None]) -> RunState:
         """The state after an evaluation, which may turn feature dynamics off, saying so."""
@@ -108,9 +114,37 @@ class StageWork:
         seen = self.glance(ids)
         with accelerator.autocast():
             found = gradient_conflict(
-                module.student, features, seen.hidden, seen.stream, ids, module.temperature, module.chunk_tokens
+                module.student, features, seen.hidden, seen.stream, ids, module.temperature().value.detach(), module.chunk_tokens
             )
         return {} if found is None else {"gradient_conflict": float(found)}
+
+    @property
+    def temperature(self) -> TemperatureModule:
+        """The temperature that the stage distills at; an alignment has none that learns."""
+        return self.module.temperature if isinstance(self.module, DistillationStep) else GivenTemperature(1.0)
+
+    def figures(self) -> dict[str, float]:
+        """What changes from step to step and is no mean over tokens, as it is now; waits for the device."""
+        found = self.module.figures() if isinstance(self.module, DistillationStep) else {}
+        return {name: float(figure) for name, figure in found.items()}
+
+    def learned_temperature(self) -> Tensor | None:
+        """What the stage has learned of the temperature; None where it learns none."""
+        return None if self.temperature.raw is None else self.temperature.figures()["temperature"].clone()
+
+    def go_on_from(self, temperature: Tensor | None) -> None:
+        """Take over what the stage before learned of the temperature, if both learn it."""
+        if temperature is not None and not isinstance(self.temperature, GivenTemperature):
+            self.temperature.go_on_from(temperature)
+
+    def take_slope(self, scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
+        """The derivative of a step's divergence by a temperature that learns, on this process; it is then forgotten."""
+        slope = self.temperature.slope
+        if slope is None:
+            return {}
+        taken = slope.double() / (1.0 if scaler is None else scaler.scale(torch.ones_like(slope)))
+        slope.zero_()
+        return {"temperature_gradient": taken}
 
     def see(self, batch: Batch) -> Any:
         """What the step sees of the teacher on a batch; what is kept is not computed again."""
@@ -146,7 +180,7 @@ def build_work(
     watch_activity(student, plan.objective if plan.kind == "distill" else None)
     module: nn.Module
     observe: Callable[[Tensor], Any]
-    compiled, features, glance = recipe.training.compile, None, None
+    compiled, features, glance, temperature = recipe.training.compile, None, None, None
     if plan.kind == "align":
         module = AlignmentStep(student, compiled_runners() if compiled else SublayerRunners(), plan.inputs)
 
@@ -157,7 +191,8 @@ def build_work(
         runner = compile_or_fall_back(run_block, "student", dynamic=False) if compiled else run_block
         student.model.block_runner = recomputed(runner) if recipe.training.activation_checkpointing else runner
         features = build_features(plan.objective, recipe, teacher, compiled_error(plan) if compiled else None)
-        module = DistillationStep(student, teacher.head, plan.objective, features)
+        module = DistillationStep(student, teacher.head, plan.objective, features, plan.span)
+        temperature = module.temperature.raw
         observe = partial(observed, teacher)
         if features is not None:
             features.continue_from(material.features.get(plan.index - 1))
@@ -167,7 +202,7 @@ def build_work(
                 plain = replace(teacher, body=CompiledForm(teacher.body.plain, None, "teacher"))
                 glance = partial(observed_stream, plain, features.states)
     show_spikes(student, features)
-    optimizer = build_optimizer(module, recipe.training, plan, copied)
+    optimizer = build_optimizer(module, recipe.training, plan, copied, temperature)
     hardness = Hardness(student, plan)
     cached = recipe.teacher.hidden_cache and plan.kind == "distill"
     cache = hidden_cache(teacher, batches) if cached else None
