@@ -25,9 +25,9 @@ LAYERS = [
     {"environment", "run_dir", "presets"},
     {"overrides", "recipe_errors", "results", "recorded", "checks", "measurements"},
     {"config"},
-    {"config_training"},
+    {"config_training", "config_curriculum"},
     {"config_objective"},
-    {"config_student"},
+    {"config_student", "config_threshold"},
     {"config_text"},
     {"errors"},
 ]
