@@ -24,6 +24,7 @@ from asnn_goose.models.sublayers import residual_stream, sublayer_records
 from asnn_goose.models.teacher import Teacher
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.align import AlignmentStep, SublayerRunners, run_feed_forward, run_mixer
+from asnn_goose.training.gradual import GradualChanges
 from asnn_goose.training.hidden_cache import HiddenCache
 from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.ramp import Hardness
@@ -61,6 +62,7 @@ class StageWork:
         optimizer: Over the weights that the stage trains.
         hardness: How far the student's sites have become spikes.
         cache: What keeps the teacher's last hidden states, if the recipe asks for it.
+        changes: What else changes step by step.
     """
 
     plan: StagePlan
@@ -70,6 +72,18 @@ class StageWork:
     optimizer: AdamW
     hardness: Hardness
     cache: HiddenCache | None = None
+    changes: GradualChanges | None = None
+
+    def reach(self, done: int) -> None:
+        """Set what holds after `done` steps of the stage; nothing waits for the device."""
+        self.hardness.reach(done)
+        if self.changes is not None:
+            self.changes.reach(done)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the student is what it is to be in the end: every site spikes, at its last threshold."""
+        return self.hardness.complete and (self.changes is None or self.changes.complete)
 
     def see(self, batch: Batch) -> Any:
         """What the step sees of the teacher on a batch; what is kept is not computed again."""
@@ -126,7 +140,8 @@ def build_work(
     hardness = Hardness(student, plan)
     cached = recipe.teacher.hidden_cache and plan.kind == "distill"
     cache = hidden_cache(teacher, batches) if cached else None
-    return StageWork(plan, batches, module, observe, optimizer, hardness, cache)
+    changes = GradualChanges(recipe, plan, module, student)
+    return StageWork(plan, batches, module, observe, optimizer, hardness, cache, changes)
 
 
 def compiled_runners() -> SublayerRunners:
