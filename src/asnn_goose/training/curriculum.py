@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float64, Int64
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
 from asnn_goose.config import Recipe
 from asnn_goose.config_curriculum import Curriculum
@@ -17,7 +17,7 @@ from asnn_goose.data.tokens import TokenRows
 from asnn_goose.errors import CheckpointError, ConfigError, TrainingDivergedError
 from asnn_goose.run_dir import RunDirectory, write_text_atomically
 from asnn_goose.training.difficulty import measured_rows, pretrain, pretraining_rows, row_difficulties
-from asnn_goose.training.distributed import decided_by_main, from_main, is_main_process
+from asnn_goose.training.distributed import decided_by_main, from_main, is_main_process, process_count
 from asnn_goose.training.rows import PreparedText
 from asnn_goose.training.stages import StagePlan
 from asnn_goose.training.work import RunMaterial
@@ -84,6 +84,7 @@ def measure_order(
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     batches = pretraining_rows(rows, curriculum, training.seed)
     pretrain(student, material.teacher, trained, batches, curriculum, accelerator)
+    share_weights(student)
     numbers = measured_rows(len(rows), training.rows, curriculum.batches, training.seed)
     parts: list[Tensor] = []
     for start in range(0, len(numbers), training.rows):
@@ -101,6 +102,12 @@ def measure_order(
     # Of equals, the row that comes first in the text.
     order = np.lexsort((numbers, hardness))
     return numbers[order], hardness[order]
+
+
+def share_weights(student: nn.Module) -> None:
+    """Give all processes the main one's weights: what each has trained by itself may differ in its last bits."""
+    for weight in student.parameters() if process_count() > 1 else ():
+        distributed.broadcast(weight.detach(), src=0)
 
 
 def write_order(folder: RunDirectory, order: Order) -> None:

@@ -34,11 +34,12 @@ class GradualChanges:
         self._scheduled = scheduled_alphas(student)
         self._share: float | None = None
         self._courses: list[Course] = []
-        if plan.transition and plan.objective_before is not None:
+        distills = plan.kind == "distill"
+        if distills and plan.transition and plan.objective_before is not None:
             self._courses.append(transition(module, plan.objective_before, plan.objective, plan.transition))
-        curriculum = recipe.curriculum
-        if curriculum is not None and isinstance(curriculum.pacing, StepPacing) and curriculum.pacing.temperatures:
-            self._courses.append(temperatures(module, curriculum.pacing, plan))
+        pacing = None if recipe.curriculum is None else recipe.curriculum.pacing
+        if distills and isinstance(pacing, StepPacing) and pacing.temperatures is not None:
+            self._courses.append(temperatures(module, pacing, plan))
 
     def reach(self, done: int) -> None:
         """Set what holds after `done` steps of the stage; nothing waits for the device."""
