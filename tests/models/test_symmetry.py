@@ -32,7 +32,7 @@ def trained(make_student, **spikes):
 def test_equal_starts_stay_equal_and_a_jitter_keeps_them_apart(make_student, amplitude):
     twins = trained(make_student, amplitude=amplitude)
     assert equal_amplitudes(twins) < 1e-9
-    assert all(float((mixer.encoders["k"].amplitude - 1).abs().max()) > 1e-3 for mixer in twins.model.mixers())
+    assert all((mixer.encoders["k"].amplitude - 1).abs().max() > 1e-3 for mixer in twins.model.mixers())
     assert equal_amplitudes(trained(make_student, amplitude=amplitude, amplitude_init="jitter")) > 1e-3
 
 

@@ -63,3 +63,14 @@ def test_weights_that_are_held_are_not_in_the_optimizer() -> None:
     module.weight.requires_grad_(False)
     groups = build_optimizer(module, TRAINING, replace(STAGE, learning_rate=1.0)).param_groups
     assert [p for group in groups for p in group["params"]] == [module.bias]
+
+
+def test_the_recorded_decay_is_on_every_weight_and_the_recorded_warm_up_begins_with_0() -> None:
+    module = nn.Linear(3, 4)
+    recorded = TRAINING.model_copy(update={"decay": "all", "warmup_from_zero": True, "betas": (0.9, 0.999)})
+    optimizer = build_optimizer(module, recorded, STAGE)
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {module.weight: 0.01, module.bias: 0.01}
+    plain = torch.optim.AdamW(module.parameters()).defaults
+    assert all(group[name] == plain[name] for group in optimizer.param_groups for name in ("betas", "eps"))
+    assert [learning_rate_share(step, 110, recorded) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
