@@ -147,3 +147,14 @@ def test_a_threshold_that_is_found_but_not_learned_is_not_trained(teacher, kind)
         trained = trained_parameters(student, plan(part), copied_parameters(student, options))
         assert (encoder.alpha in trained) == (kind == "learned")
         assert encoder.amplitude in trained
+
+
+@pytest.mark.parametrize("per", ["encoder", "channel"])
+def test_an_alpha_that_the_recorded_estimator_passes_by_is_there_and_not_trained(teacher, per):
+    options = recipe(spikes={"threshold": {"kind": "learned", "per": per}, "surrogate": {"kind": "recorded_ste"}})
+    student = build_student(options.student, options.spikes, teacher, 0)
+    encoder = student.model.layers[0].mixer.encoders["k"]
+    assert encoder.alpha.shape == (() if per == "encoder" else (student.config.hidden_size,))
+    trained = trained_parameters(student, plan("all"), copied_parameters(student, options))
+    assert encoder.alpha not in trained
+    assert encoder.amplitude in trained

@@ -1,6 +1,9 @@
 import pytest
 
+from asnn_goose.config import Recipe
 from asnn_goose.config_training import EarlyStopping, LossPlateau, TrainingBySteps
+from asnn_goose.training.checkpoint import load_checkpoint
+from asnn_goose.training.distill import distill
 from asnn_goose.training.stopping import counts_as_better, ends_run, on_plateau, patience_ended
 
 # The evaluations that are recorded, and the step at which each run stopped (v13, v14, v14.1, v14.2, v14.3).
@@ -73,3 +76,30 @@ def test_a_plateau_looks_at_its_own_stage_and_at_what_that_minimizes():
     plateau = LossPlateau(steps=20, least_gain=0.01)
     assert not on_plateau(plateau, lines([4, 4, 4, 4, 4, 4]), 30, 60)
     assert on_plateau(plateau, lines([9, 9, 4, 4, 4, 4], "relative_error"), 20, 60)
+
+
+def staged(small_recipe, stage, **training):
+    """Two stages of six steps, evaluated every other step."""
+    second = {"kind": "distill", "name": "second", "share": 1}
+    training = {"evaluation_interval": 2, "logging_interval": 1, **training}
+    base = small_recipe(training=training, evaluation={"tokens": 256}).model_dump(mode="json")
+    stages = [{"kind": "distill", "name": "first", "share": 1, **stage}, second]
+    return Recipe.model_validate({**base, "samples": 0, "stages": stages}, strict=False)
+
+
+def test_a_stage_whose_loss_stays_flat_makes_room_for_the_next(small_recipe, run_folder, quiet_console):
+    # No loss of a few steps falls by nine tenths.
+    recipe = staged(small_recipe, {"exit": {"plateau": {"steps": 2, "least_gain": 0.9}}})
+    results = distill(recipe, run_folder(recipe), quiet_console).results
+    assert [(stage.steps, stage.stop_reason) for stage in results.stages] == [(4, "exit"), (6, "budget")]
+
+
+def test_early_stopping_that_ends_the_run_leaves_no_later_stage(small_recipe, run_folder, quiet_console):
+    stopping = {"patience_steps": 4, "min_delta": 1e9, "ends": "run"}
+    recipe = staged(small_recipe, {}, early_stopping=stopping)
+    folder = run_folder(recipe)
+    results = distill(recipe, folder, quiet_console).results
+    assert [(stage.name, stage.steps, stage.stop_reason) for stage in results.stages] == [
+        ("first", 4, "early_stopping")
+    ]
+    assert load_checkpoint(folder.checkpoints / "last").state.stage == 2

@@ -216,9 +216,16 @@ def new_mixer_parameters(student: GooseForCausalLM, attention_is_copied: bool) -
 
 
 def trained_parameters(student: GooseForCausalLM, plan: StagePlan, copied: set[nn.Parameter]) -> set[nn.Parameter]:
-    """The weights that a stage trains; threshold factors that do not learn are none of them."""
+    """The weights that a stage trains; threshold factors that do not learn are none of them.
+
+    Neither are those that the recorded estimator gives no gradient: several processes would wait for one.
+    """
     encoders = [module for module in student.modules() if isinstance(module, SpikeEncoder)]
-    held = {part.alpha for part in encoders if isinstance(part.alpha, nn.Parameter) and not part.learns_alpha}
+    held = {
+        part.alpha
+        for part in encoders
+        if isinstance(part.alpha, nn.Parameter) and not (part.learns_alpha and part.surrogate.kind != "recorded_ste")
+    }
     if plan.train == "all":
         return set(student.parameters()) - held
     # A stage that distills into less than all weights trains its mixers.
