@@ -25,11 +25,12 @@ LAYERS = [
     {"environment", "run_dir", "presets"},
     {"overrides", "recipe_errors", "results", "recorded", "checks", "measurements", "health"},
     {"config"},
-    {"config_training"},
+    {"config_training", "config_curriculum"},
     {"config_objective"},
     {"config_features", "config_temperature"},
     {"config_schedules"},
     {"config_student", "config_recorded"},
+    {"config_threshold"},
     {"config_text"},
     {"errors"},
 ]

@@ -65,3 +65,34 @@ def test_a_stage_does_not_end_before_its_ramp_and_a_ramp_blends_sizes():
         load_recipe("convert-pocket", [f"stages=[{{kind: distill, share: 1, exit: {{below_ratio: 2}}, {ramp}}}]"])
     with pytest.raises(ConfigError, match=r"needs spikes\.scale=token"):
         load_recipe("convert-pocket", ["spikes.scale=none", f"stages=[{{kind: distill, share: 1, {ramp}}}]"])
+
+
+BORDERS = {
+    "stages=[{kind: distill, share: 1, transition: 5}]": (
+        "stages.0.transition=5 leads from the objective of the stage before, and there is no distill stage before it: "
+        "give 0"
+    ),
+    "stages=[{kind: align, share: 1}, {kind: distill, share: 1, transition: 5}]": (
+        "stages.1.transition=5 leads from the objective of the stage before, and there is no distill stage before it: "
+        "give 0"
+    ),
+    "stages=[{kind: distill, share: 1}, {kind: distill, name: b, share: 1, transition: 5}]": (
+        "stages.1.transition changes numbers that training.cuda_graphs=true has recorded: set cuda_graphs to false"
+    ),
+    "stages=[{kind: distill, share: 1, moments: some}]": (
+        "stages[0].moments: expected 'fresh' or 'kept', got \"some\""
+    ),
+    "stages=[{kind: distill, share: 1, exit: {plateau: {steps: 0}}}]": (
+        "stages[0].exit.plateau.steps: expected a value greater than or equal to 1, got 0"
+    ),
+    "training.learning_rate_course=epoch": ("training.learning_rate_course: expected 'stage' or 'run', got \"epoch\""),
+    "training.decay=some": "training.decay: expected 'matrices' or 'all', got \"some\"",
+    "training.early_stopping={ends: all}": "training.early_stopping.ends: expected 'stage' or 'run', got \"all\"",
+}
+
+
+@pytest.mark.parametrize("override", BORDERS)
+def test_a_border_that_cannot_be_is_refused_in_one_line(override):
+    with pytest.raises(ConfigError) as refused:
+        load_recipe("convert-pocket", ["training.cuda_graphs=true", override])
+    assert str(refused.value) == BORDERS[override]

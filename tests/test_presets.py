@@ -62,7 +62,7 @@ def test_resolved_yaml_reads_back_as_the_same_recipe(name, tmp_path):
 def test_resolved_yaml_keeps_the_order_of_sections():
     keys = list(parse_yaml(recipe_yaml(load_recipe("quickstart", [])), "it"))
     sections = ["description", "teacher", "data", "student", "spikes", "objective", "training", "stages"]
-    assert keys == [*sections, "evaluation", "controls", "samples", "recorded"]
+    assert keys == [*sections, "curriculum", "evaluation", "controls", "samples", "recorded"]
 
 
 def test_the_hash_follows_the_values_and_not_their_notation():

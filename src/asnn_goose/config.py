@@ -10,11 +10,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from asnn_goose.config_curriculum import Curriculum
 from asnn_goose.config_objective import Objective
 from asnn_goose.config_recorded import RecordedBlock
 from asnn_goose.config_student import GooseStudent, Spikes, Student, WkvStudent, spike_sites
+from asnn_goose.config_temperature import FixedTemperature
 from asnn_goose.config_text import BLOCK_ROWS, Data, MixedText, Protocol, Section, StandardProtocol
-from asnn_goose.config_training import DistillStage, Stage, Training, TrainingByTokens
+from asnn_goose.config_training import DistillStage, Stage, Training, TrainingByTokens, shared_steps
 
 
 class Teacher(Section):
@@ -46,6 +48,8 @@ class Recipe(Section):
     training: Training
     stages: tuple[Stage, ...] = Field(default=(), strict=False)
     """What shares the training budget, in order; without stages all of it distills into all weights."""
+    curriculum: Curriculum | None = None
+    """Null trains on all rows from the start."""
     evaluation: Protocol = StandardProtocol()
     controls: bool = False
     """Also measure the student with random weights, and as it is copied, before anything is fitted or trained."""
@@ -67,6 +71,48 @@ class Recipe(Section):
     def _sites_exist(self) -> "Recipe":
         gate_rank = self.student.gate_rank if isinstance(self.student, GooseStudent) else 0
         spike_sites(self.spikes.sites, self.student.mixer, gate_rank)
+        return self
+
+    @model_validator(mode="after")
+    def _borders_can_be_smooth(self) -> "Recipe":
+        before: tuple[Stage | None, ...] = (None, *self.stages)
+        for place, (earlier, stage) in enumerate(zip(before, self.stages, strict=False)):
+            if isinstance(stage, DistillStage) and stage.transition and not isinstance(earlier, DistillStage):
+                raise ValueError(
+                    f"stages.{place}.transition={stage.transition} leads from the objective of the stage before, and "
+                    "there is no distill stage before it: give 0"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_may_move(self) -> "Recipe":
+        moved = [f"stages.{place}.transition" for place, stage in enumerate(self.stages)
+                 if isinstance(stage, DistillStage) and stage.transition]  # fmt: skip
+        if self.curriculum is not None and self.curriculum.temperatures is not None:
+            moved.append("curriculum.pacing.temperatures")
+        if moved and self.training.cuda_graphs:
+            raise ValueError(
+                f"{moved[0]} changes numbers that training.cuda_graphs=true has recorded: set cuda_graphs to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_can_be_ordered(self) -> "Recipe":
+        if self.curriculum is None:
+            return self
+        if isinstance(self.data, MixedText):
+            raise ValueError("curriculum orders the rows of one text: drop it, or take another data than a mixture")
+        others = [f"stages.{place}.window" for place, stage in enumerate(self.stages)
+                  if stage.window not in (None, self.training.window)]  # fmt: skip
+        if others:
+            raise ValueError(f"curriculum orders rows of training.window={self.training.window}: drop {others[0]}")
+        own = any(isinstance(stage, DistillStage) and (stage.objective or stage.transition) for stage in self.stages)
+        fixed = isinstance(self.objective.temperature, FixedTemperature)
+        if self.curriculum.temperatures is not None and (own or not fixed):
+            raise ValueError(
+                "curriculum.pacing.temperatures set the temperature of the whole run: give objective.temperature.kind="
+                "fixed and stages without objective and transition, or null"
+            )
         return self
 
     @model_validator(mode="after")
@@ -151,13 +197,14 @@ class Recipe(Section):
 
     def _tokens_of(self, stage: Stage) -> int | None:
         """Tokens of a stage's budget, where one process trains; None while the batch size is not known."""
-        training, share = self.training, stage.share / sum(other.share for other in self.stages)
+        training, shares = self.training, [other.share for other in self.stages]
         if isinstance(training, TrainingByTokens):
-            return round(share * training.tokens)
+            return round(stage.share / sum(shares) * training.tokens)
         rows = stage.batch_size or training.batch_size
         if rows == "auto":
             return None
-        return max(1, round(share * training.steps)) * rows * training.accumulation * (stage.window or training.window)
+        steps = shared_steps(shares, training.steps)[self.stages.index(stage)]
+        return steps * rows * training.accumulation * (stage.window or training.window)
 
     @property
     def follows_hidden_states(self) -> bool:
@@ -168,7 +215,7 @@ class Recipe(Section):
     def objectives(self) -> tuple[Objective, ...]:
         """What each stage that distills minimizes, in order."""
         stages: tuple[Stage, ...] = self.stages or (DistillStage(share=1.0),)
-        return tuple(stage.objective or self.objective for stage in stages if isinstance(stage, DistillStage))
+        return tuple(stage.settled_objective(self.objective) for stage in stages if isinstance(stage, DistillStage))
 
     @property
     def windows(self) -> dict[str, int]:

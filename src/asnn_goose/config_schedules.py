@@ -112,3 +112,12 @@ PositiveWeight = Annotated[Annotated[float, Field(gt=0.0), Tag("number")] | _Sch
 def numbers_of(value: float | AnySchedule) -> tuple[float, ...]:
     """The number itself, or those a schedule goes between or through."""
     return (value,) if isinstance(value, int | float) else value.numbers
+
+
+def scaled(value: float | AnySchedule, factor: float) -> float | AnySchedule:
+    """A number, or each number of a schedule, times a factor."""
+    if isinstance(value, int | float):
+        return factor * value
+    if isinstance(value, StepSchedule):
+        return value.model_copy(update={"values": tuple(factor * number for number in value.values)})
+    return value.model_copy(update={"initial": factor * value.initial, "final": factor * value.final})

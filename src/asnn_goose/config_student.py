@@ -6,6 +6,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from asnn_goose.config_text import Section
+from asnn_goose.config_threshold import (
+    FixedThreshold,
+    LearnedThreshold,
+    MixedThreshold,
+    PositiveAmplitude,
+    ProgressiveThreshold,
+    Threshold,
+    check_amplitude_range,
+    check_threshold,
+)
 
 SpikeSite = Literal["k", "v", "mixer_in", "gate_mid", "mixer_out", "ffn_in", "ffn_mid", "head_in"]
 """What can be encoded: k and v of the recurrence, and the input of every linear layer.
@@ -79,22 +89,6 @@ class GooseStudent(Section):
 Student = Annotated[WkvStudent | GooseStudent, Field(discriminator="mixer")]
 
 
-class FixedThreshold(Section):
-    """theta = clamp(alpha * mean|x|, 0.01, 10), per token over channels, alpha constant."""
-
-    kind: Literal["fixed"] = "fixed"
-    alpha: float = Field(default=1.0, gt=0.0)
-    """Threshold as a multiple of the token's mean absolute activation."""
-
-
-class LearnedThreshold(Section):
-    """As fixed, with alpha a parameter of each encoder that learns through the surrogate."""
-
-    kind: Literal["learned"] = "learned"
-    alpha: float = Field(default=1.0, gt=0.0)
-    """Starting value."""
-
-
 class Surrogate(Section):
     """The derivative that stands in for the spike's, as a function of the distance to the threshold."""
 
@@ -132,13 +126,17 @@ class Spikes(Section):
     as many levels between a token's largest magnitudes, `dense` encodes nothing."""
     levels: int = Field(default=1, ge=1, le=8)
     """Largest absolute spike value D; 1 is pure ternary (or binary)."""
-    threshold: Annotated[FixedThreshold | LearnedThreshold, Field(discriminator="kind")] = FixedThreshold()
+    threshold: Threshold = FixedThreshold()
     """How the threshold follows the activations."""
     amplitude: Literal["none", "scalar", "channel", "group", "asymmetric"] = "scalar"
     """Learned factor on the spikes: one, one a channel, one for each group of channels, or one for each sign (k and v
     alone: a matrix would have to read its spikes twice)."""
     group_channels: int = Field(default=32, ge=1)
     """Channels that share an amplitude of kind `group`."""
+    amplitude_init: Literal["ones", "jitter"] = "ones"
+    """`jitter` draws each from 0.9 to 1.1: where k and v enter only as their product, equal starts stay equal."""
+    amplitude_range: tuple[PositiveAmplitude, PositiveAmplitude] | None = Field(default=None, strict=False)
+    """What amplitudes are clamped to where they are used, such as [0.25, 4], as recorded for v15r; null is not."""
     scale: Literal["none", "token"] = "none"
     """`token` multiplies a spike by its token's step 2 * theta; `none` leaves unit spikes, as recorded."""
     calibrate: bool = True
@@ -155,6 +153,24 @@ class Spikes(Section):
     @model_validator(mode="after")
     def _signs_are_no_matrix_inputs(self) -> "Spikes":
         check_amplitude(self.amplitude, self.sites)
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_can_be(self) -> "Spikes":
+        threshold = self.threshold
+        per_channel = isinstance(threshold, LearnedThreshold) and threshold.per == "channel"
+        mixed = isinstance(threshold, MixedThreshold)
+        check_threshold(per_channel, mixed, self.scale, self.membrane is not None, self.encoder)
+        if isinstance(threshold, ProgressiveThreshold) and self.calibrate and self.scale == "token":
+            raise ValueError(
+                "spikes.threshold.kind=progressive says what thresholds are, and spikes.calibrate=true would search "
+                "for them: set spikes.calibrate=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _amplitudes_start_in_range(self) -> "Spikes":
+        check_amplitude_range(self.amplitude_range, self.amplitude)
         return self
 
     @model_validator(mode="after")

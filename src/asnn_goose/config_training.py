@@ -1,10 +1,13 @@
 """How a student is trained: budget and optimizer, and the stages that share the budget."""
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from asnn_goose.config_objective import Objective
+from asnn_goose.config_schedules import scaled
 from asnn_goose.config_student import SpikeSite
 from asnn_goose.config_text import Section, stated_fields
 
@@ -19,6 +22,8 @@ class EarlyStopping(Section):
     """Steps without an improvement after which the run stops."""
     min_delta: float = Field(default=1.0, ge=0.0)
     """Smallest fall in perplexity that counts."""
+    ends: Literal["stage", "run"] = "stage"
+    """What it ends: the stage, after which the next one begins and counts anew, or, as recorded, the whole run."""
 
 
 class TrainingOptions(Section):
@@ -36,10 +41,17 @@ class TrainingOptions(Section):
     """Peak for weights taken over from the teacher; null is the same as for new ones."""
     warmup_steps: int = Field(default=50, ge=0)
     """Steps of linear warm-up."""
+    warmup_from_zero: bool = False
+    """As recorded, the first update of the warm-up has rate 0: step s of W takes s / W of the peak, not (s + 1) / W."""
+    learning_rate_course: Literal["stage", "run"] = "stage"
+    """Warm-up and cosine go over each stage, or once over the whole run, as recorded; a stage that ends early then
+    leaves out its part."""
     learning_rate_floor: float = Field(default=0.0, ge=0.0, le=1.0)
     """End of the cosine as a share of the peak."""
     weight_decay: float = Field(default=0.01, ge=0.0)
-    """Decay of matrices; norms, gains and other vectors have none."""
+    """Decay of what `decay` names."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """`matrices` leaves norms, gains and other vectors alone; `all`, as recorded, decays every parameter."""
     betas: tuple[MomentDecay, MomentDecay] = Field(default=(0.9, 0.95), strict=False)
     """AdamW's moment decays."""
     clip_norm: float = Field(default=1.0, gt=0.0)
@@ -125,8 +137,17 @@ Training = Annotated[
 ]
 
 
+class LossPlateau(Section):
+    """The training loss has stopped falling: its mean over the last steps against that over as many before."""
+
+    steps: int = Field(default=300, ge=1)
+    """Steps of each of the two means."""
+    least_gain: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """Fraction by which the later mean must be below the earlier."""
+
+
 class StageExit(Section):
-    """Ends a stage before its budget is used, judged at evaluations by the student's perplexity.
+    """Ends a stage before its budget is used, judged at evaluations, by the student's perplexity or the training loss.
 
     A relative error of hidden states would mislead: a small one can leave a large perplexity.
     """
@@ -135,6 +156,8 @@ class StageExit(Section):
     """Ends it once the student's perplexity is at most this multiple of the teacher's."""
     least_gain: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Ends it once an evaluation is below the one before by less than this fraction."""
+    plateau: LossPlateau | None = None
+    """Ends it once the training loss has stopped falling; null does not look at it."""
 
 
 class SpikeRamp(Section):
@@ -176,6 +199,11 @@ class StageOptions(Section):
     """Null uses the whole budget."""
     ramp: SpikeRamp | None = None
     """Null changes nothing about what spikes."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of linear warm-up at the stage's start; null is the recipe's, or under training.learning_rate_course=run
+    none beside the run's own."""
+    moments: Literal["fresh", "kept"] = "fresh"
+    """AdamW's moments begin anew, or are those of the stage before for all weights that it trained too."""
 
     @model_validator(mode="after")
     def _ramps_end(self) -> "StageOptions":
@@ -216,6 +244,29 @@ class DistillStage(StageOptions):
     """All weights, those of the mixers, or only what the teacher did not give."""
     objective: Objective | None = None
     """What is minimized; null is the recipe's objective."""
+    alignment_multiplier: float = Field(default=1.0, ge=0.0)
+    """Factor on the weight of the objective's hidden alignment; 0 leaves it out."""
+    transition: int = Field(default=0, ge=0)
+    """Steps over which the objective's weights and its temperature, if both are fixed, go evenly from those of the
+    stage before to its own; 0 changes them at once. What a stage has no more ends at once, what is new rises from 0."""
+
+    def settled_objective(self, given: Objective) -> Objective:
+        """What the stage minimizes, with a recipe's objective where it has none of its own."""
+        objective = self.objective or given
+        alignment = objective.hidden_alignment
+        if alignment is None or self.alignment_multiplier == 1.0:
+            return objective
+        factor = self.alignment_multiplier
+        lighter = alignment.model_copy(update={"weight": scaled(alignment.weight, factor)}) if factor else None
+        return objective.model_copy(update={"hidden_alignment": lighter})
 
 
 Stage = Annotated[AlignStage | DistillStage, Field(discriminator="kind")]
+
+
+def shared_steps(shares: Sequence[float], steps: int) -> list[int]:
+    """Steps of each share of a budget, at least one: those between its rounded borders, so that no step is lost."""
+    whole = sum(shares)
+    # Rounded before it is rounded: a third of 4.5 is 1.5, whichever way the sum went.
+    borders = [round(round(done / whole * steps, 6)) for done in accumulate(shares, initial=0.0)]
+    return [max(1, end - begin) for begin, end in pairwise(borders)]

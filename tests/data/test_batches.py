@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from asnn_goose.data.batches import BatchPlan, epoch_permutation
+from asnn_goose.data.batches import BatchPlan
+from asnn_goose.data.curriculum import Course, Phase
 from asnn_goose.data.mixture import MixedRows
 from asnn_goose.data.tokens import TokenRows
 
@@ -37,9 +38,25 @@ def test_rows_come_in_the_order_of_numpys_permutation(rows: TokenRows) -> None:
     assert taken == [row for order in orders for row in order.permutation(ROWS).tolist()]
 
 
-def test_epochs_and_seeds_differ(rows: TokenRows) -> None:
-    orders = {tuple(epoch_permutation(ROWS, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, 4), (2, 2), (4, 1)])
+def test_a_course_opens_rows_at_steps_whatever_micro_batches_and_processes(
+    rows: TokenRows, processes: int, batch_size: int
+) -> None:
+    course = Course(np.arange(ROWS)[::-1].copy(), (Phase(0, 0, 3), Phase(2, 3, 9)), seed=5, rows_per_step=8)
+    plans = [BatchPlan(rows, batch_size, 0, processes, rank, course) for rank in range(processes)]
+    steps = [[], [], [], []]
+    for cursor in range(0, 32, 4):
+        steps[cursor // 8] += torch.cat([plan.batch(cursor) for plan in plans])[:, 0].tolist()
+    assert set(steps[0] + steps[1]) == {12, 11, 10}
+    assert set(steps[2] + steps[3]) == {9, 8, 7, 6, 5, 4}
+    alone = BatchPlan(rows, 32, 0, course=course).batch(0)[:, 0].tolist()
+    assert [row for step in steps for row in step] == alone
+
+
+def test_a_course_is_of_one_text(rows: TokenRows) -> None:
+    course = Course(np.arange(ROWS), (Phase(0, 0, ROWS),), seed=0)
+    with pytest.raises(ValueError, match="one text"):
+        BatchPlan(MixedRows((rows, rows), (1.0, 1.0)), 2, 0, course=course)
 
 
 @pytest.mark.parametrize("rows_seen", [2, 12, 14, 26 * 10**6])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from asnn_goose.config_student import GooseStudent, LearnedThreshold, LifMembrane, Spikes, Surrogate, WkvStudent
+from asnn_goose.config_student import GooseStudent, LifMembrane, Spikes, Surrogate, WkvStudent
+from asnn_goose.config_threshold import LearnedThreshold
 from asnn_goose.errors import ConfigError
 from asnn_goose.models.build import build_student, check_windows, fresh_student, student_config
 from asnn_goose.models.loading import LoadedModel

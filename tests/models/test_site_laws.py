@@ -25,6 +25,10 @@ ENCODERS = {
     "triangle": {"levels": 2, "scale": "token", "surrogate": {"kind": "triangle", "width": 0.5}},
 }
 MEMBRANES = {
+    "channel-thresholds": {
+        "learn_alpha": True, "alpha_per": "channel", "amplitude": "channel", "amplitude_init": "jitter"
+    },
+    "running-means": {"channel_share": 0.35, "amplitude_range": [0.25, 4.0], "levels": 2, "alpha": 0.6},
     "membrane": {"levels": 2, "scale": "token", "membrane": {"beta": 0.9}},
     "membrane-detached-binary": {
         "encoder": "binary", "amplitude": "channel", "scale": "token", "learn_alpha": True, "alpha": 0.5,

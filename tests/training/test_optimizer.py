@@ -96,3 +96,14 @@ def test_rates_are_told_by_whose_they_are():
     assert learning_rates(optimizer) == {"learning_rate": 1e-3, "copied_learning_rate": 1e-4}
     of_copied = build_optimizer(module, TRAINING, STAGE, set(module.parameters()))
     assert learning_rates(of_copied) == {"learning_rate": 1e-4, "copied_learning_rate": 1e-4}
+
+
+def test_the_recorded_decay_is_on_every_weight_and_the_recorded_warm_up_begins_with_0() -> None:
+    module = nn.Linear(3, 4)
+    recorded = TRAINING.model_copy(update={"decay": "all", "warmup_from_zero": True, "betas": (0.9, 0.999)})
+    optimizer = build_optimizer(module, recorded, STAGE)
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {module.weight: 0.01, module.bias: 0.01}
+    plain = torch.optim.AdamW(module.parameters()).defaults
+    assert all(group[name] == plain[name] for group in optimizer.param_groups for name in ("betas", "eps"))
+    assert [learning_rate_share(step, 110, recorded) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]

@@ -27,9 +27,9 @@ def test_a_recipe_without_stages_is_one_that_distills_into_everything():
 
 
 def test_a_budget_in_tokens_is_rounded_up_to_whole_steps():
-    assert stage_steps(TrainingByTokens(tokens=1000), 1.0, tokens_per_step=128) == 8
-    assert stage_steps(TrainingByTokens(tokens=1000), 1.0, tokens_per_step=256) == 4
-    assert stage_steps(TrainingByTokens(tokens=3_000_000), 1 / 3, tokens_per_step=1_000_000) == 1
+    assert stage_steps(TrainingByTokens(tokens=1000), [1.0], 0, tokens_per_step=128) == 8
+    assert stage_steps(TrainingByTokens(tokens=1000), [1.0], 0, tokens_per_step=256) == 4
+    assert stage_steps(TrainingByTokens(tokens=3_000_000), [1, 1, 1], 2, tokens_per_step=1_000_000) == 1
 
 
 def test_stages_share_the_budget_and_may_have_windows_and_rates_of_their_own():
@@ -44,6 +44,30 @@ def test_stages_share_the_budget_and_may_have_windows_and_rates_of_their_own():
     assert plans[0].learning_rate == plans[0].copied_learning_rate == 2e-3
     assert plans[2].copied_learning_rate == 1e-5
     assert plans[2].part_weights is None
+
+
+def test_stages_end_where_the_recorded_ones_do_and_lose_no_step():
+    # At 40, 70 and 100 % of 3,000 steps (v11), and at round(S / 3), round(2 S / 3) and S = 5,000 (v13).
+    for shares, steps, ends in (([40, 30, 30], 3000, [1200, 2100]), ([1, 1, 1], 5000, [1667, 3333])):
+        stages = [{"kind": "distill", "share": share, "name": str(place)} for place, share in enumerate(shares)]
+        plans = plan_stages(recipe(stages=stages, training={"steps": steps}), processes=2)
+        assert [plan.first_step for plan in plans] == [0, *ends]
+        assert {plan.run_steps for plan in plans} == {sum(plan.steps for plan in plans)} == {steps}
+
+
+def test_the_recorded_progressive_stages_are_a_recipe():
+    stages = [
+        {"kind": "distill", "name": str(share), "share": share, "alignment_multiplier": multiplier, "moments": "kept",
+         "transition": 10 * (share < 40)}
+        for share, multiplier in ((40, 0.0), (30, 0.5), (31, 1.0))
+    ]  # fmt: skip
+    objective = {"hidden_alignment": {"weight": 0.01}}
+    plans = plan_stages(recipe(stages=stages, objective=objective, training={"steps": 100}), processes=1)
+    weights = [plan.objective.hidden_alignment and plan.objective.hidden_alignment.weight for plan in plans]
+    assert weights == [None, 0.005, 0.01]
+    assert [plan.objective_before for plan in plans] == [None, plans[0].objective, plans[1].objective]
+    assert [plan.transition for plan in plans] == [0, 10, 10]
+    assert all(plan.keeps_moments for plan in plans)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +158,14 @@ def test_schedules_run_over_the_stages_that_share_the_recipes_objective():
     ]
     plans = plan_stages(recipe(stages=stages, training={"steps": 100}), processes=1)
     assert [tuple(plan.span) for plan in plans[1:]] == [(0, 20, 60), (0, 30, 30), (20, 40, 60)]
+
+
+@pytest.mark.parametrize("per", ["encoder", "channel"])
+def test_an_alpha_that_the_recorded_estimator_passes_by_is_there_and_not_trained(teacher, per):
+    options = recipe(spikes={"threshold": {"kind": "learned", "per": per}, "surrogate": {"kind": "recorded_ste"}})
+    student = build_student(options.student, options.spikes, teacher, 0)
+    encoder = student.model.layers[0].mixer.encoders["k"]
+    assert encoder.alpha.shape == (() if per == "encoder" else (student.config.hidden_size,))
+    trained = trained_parameters(student, plan("all"), copied_parameters(student, options))
+    assert encoder.alpha not in trained
+    assert encoder.amplitude in trained

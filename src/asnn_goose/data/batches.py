@@ -1,42 +1,23 @@
 """Seeded batches whose only state is a count of rows, so that a run resumes exactly where it stopped.
 
 Row number n of one text belongs to epoch n // len(rows) and is the row at place n % len(rows) of that epoch's
-permutation. In a mixture row n is of a part, and the part's own count stands in the place of n. Processes
-take consecutive pieces of this one sequence, so a restart with another number of processes continues the
-same sequence.
+permutation. In a mixture row n is of a part, and the part's own count stands in the place of n; a curriculum
+(`curriculum.py`) says itself which row n is. Processes take consecutive pieces of this one sequence, so a restart with
+another number of processes continues the same sequence.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from asnn_goose.data.curriculum import Course
 from asnn_goose.data.mixture import MixedRows, part_seed
+from asnn_goose.data.shuffling import shuffled_places
 from asnn_goose.data.tokens import TokenRows
-
-
-@lru_cache(maxsize=16)
-def epoch_permutation(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
-    """The order in which an epoch visits its rows: a read-only permutation of 0 to rows - 1."""
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    # Kept are the current epoch of each part of a mixture and the next, which a batch at the border reads both.
-    permutation: Int64[np.ndarray, " rows"] = generator.permutation(np.arange(rows, dtype=np.int64))
-    permutation.flags.writeable = False
-    return permutation
-
-
-def shuffled_places(rows: int, numbers: Int64[np.ndarray, " numbers"], seed: int) -> Int64[np.ndarray, " numbers"]:
-    """The rows, by their place in a text of `rows`, with these numbers in the endless sequence of its epochs."""
-    epochs, places = np.divmod(numbers, rows)
-    found = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        in_epoch = epochs == epoch
-        found[in_epoch] = epoch_permutation(rows, seed, int(epoch))[places[in_epoch]]
-    return found
 
 
 @dataclass(frozen=True)
@@ -57,6 +38,8 @@ class BatchPlan:
     """Processes that share the sequence of rows."""
     rank: int = 0
     """Number of this process, from 0 to processes - 1."""
+    course: Course | None = None
+    """Which rows are open when, all of one text; None opens all of them from the start."""
 
     def __post_init__(self) -> None:
         if len(self.rows) < 1:
@@ -65,6 +48,8 @@ class BatchPlan:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.rank < self.processes:
             raise ValueError(f"rank must be in [0, processes), got rank {self.rank} of {self.processes} processes")
+        if self.course is not None and not isinstance(self.rows, TokenRows):
+            raise ValueError("a course orders the rows of one text, not those of a mixture")
 
     def batch(self, rows_seen: int) -> Int64[Tensor, "batch window"]:
         """This process's next batch after all processes together have taken `rows_seen` rows."""
@@ -88,7 +73,9 @@ class BatchPlan:
         first = rows_seen + self.rank * self.batch_size
         numbers = np.arange(first, first + self.batch_size, dtype=np.int64)
         if isinstance(self.rows, TokenRows):
-            yield 0, np.ones(self.batch_size, dtype=np.bool_), shuffled_places(len(self.rows), numbers, self.seed)
+            course, every = self.course, len(self.rows)
+            shuffled = shuffled_places(every, numbers, self.seed) if course is None else course.places(numbers)
+            yield 0, np.ones(self.batch_size, dtype=np.bool_), shuffled
             return
         parts, earlier = self.rows.assign(numbers, self.seed)
         for part in np.unique(parts).tolist():

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
 from asnn_goose.config_text import TeacherSamples
-from asnn_goose.data.batches import shuffled_places
 from asnn_goose.data.cache import atomic_directory, atomic_file, cache_directory
+from asnn_goose.data.shuffling import shuffled_places
 from asnn_goose.data.token_cache import read_cached_tokens, token_dtype, write_tokens
 from asnn_goose.data.tokens import TokenRows, end_of_text_token
 from asnn_goose.errors import ConfigError, DataError

@@ -17,6 +17,7 @@ from asnn_goose.models.wkv_mixer import WkvMixer
 from asnn_goose.spikes.encoder import SpikeEncoder
 from asnn_goose.spikes.membrane import MembraneSpec
 from asnn_goose.spikes.surrogate import SurrogateSpec
+from asnn_goose.spikes.threshold import ThresholdSpec
 
 BlockRunner = Callable[..., tuple[Tensor, Traces]]
 """Runs a block as `run_block` does."""
@@ -160,4 +161,11 @@ def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
         group_channels=spikes["group_channels"],
         store_alpha=spikes["store_alpha"],
         membrane=MembraneSpec(membrane["beta"], membrane["detach_reset"]) if leaks else None,
+        threshold=ThresholdSpec(
+            channelwise=spikes["alpha_per"] == "channel",
+            scheduled=spikes["scheduled_alpha"],
+            channel_share=spikes["channel_share"],
+        ),
+        jitter=spikes["amplitude_init"] == "jitter",
+        amplitude_range=None if spikes["amplitude_range"] is None else tuple(spikes["amplitude_range"]),
     )

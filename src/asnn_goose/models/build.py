@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from asnn_goose.config_student import FixedThreshold, GooseStudent, Spikes, WkvStudent
+from asnn_goose.config_student import GooseStudent, Spikes, WkvStudent
+from asnn_goose.config_threshold import LearnedThreshold, MixedThreshold, ProgressiveThreshold
 from asnn_goose.errors import ConfigError
 from asnn_goose.models.anatomy import TeacherAnatomy, learned_positions, teacher_anatomy
 from asnn_goose.models.configuration import GooseConfig
@@ -160,7 +161,8 @@ def student_config(student: WkvStudent, spikes: Spikes, teacher: Teacher) -> Goo
 
 def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
     """What every student takes from its encoders' options and its teacher's vocabulary."""
-    tokenizer = teacher.tokenizer
+    tokenizer, threshold = teacher.tokenizer, spikes.threshold
+    limits = spikes.amplitude_range
     return {
         "vocab_size": teacher.vocabulary_size,
         "spikes": {
@@ -168,9 +170,14 @@ def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
             "encoder": spikes.encoder,
             "levels": spikes.levels,
             "alpha": spikes.threshold.alpha,
-            "learn_alpha": not isinstance(spikes.threshold, FixedThreshold),
+            "learn_alpha": isinstance(threshold, LearnedThreshold),
+            "alpha_per": threshold.per if isinstance(threshold, LearnedThreshold) else "encoder",
+            "scheduled_alpha": isinstance(threshold, ProgressiveThreshold),
+            "channel_share": threshold.channel_share if isinstance(threshold, MixedThreshold) else 0.0,
             "amplitude": spikes.amplitude,
             "group_channels": spikes.group_channels,
+            "amplitude_init": spikes.amplitude_init,
+            "amplitude_range": None if limits is None else list(limits),
             "scale": spikes.scale,
             "store_alpha": spikes.calibrate and spikes.scale == "token",
             "surrogate": spikes.surrogate.model_dump(),

@@ -1,6 +1,6 @@
 """What the student remembers between calls: one state, one token-shift tail and a position counter a layer.
 
-Encoders with a membrane add one number a channel each.
+Encoders that remember, by a membrane or a threshold of running means, add one number a channel each, or one more.
 
 Unlike a key-value cache it does not grow with the context. It speaks transformers' cache interface, so that
 `generate`, beam search and continuation from a returned cache work as with any model.
@@ -20,7 +20,7 @@ class RecurrentLayer(CacheLayerMixin):
     Attributes:
         state: Recurrent state, [batch, ...] as the mixer has it, float32 or float64; None before the first token.
         shift: What the mixer needs of the last valid tokens themselves, [batch, ...].
-        membranes: Of encoders that have one, [batch, width], by site; the head's is with the last layer's.
+        membranes: What encoders remember, [batch, width] or one more, by site; the head's is with the last layer's.
         tokens_seen: Valid tokens each row has consumed, [batch]; padding is not counted.
         columns: Columns consumed, padding included: what `get_seq_length` returns.
     """
@@ -34,7 +34,7 @@ class RecurrentLayer(CacheLayerMixin):
         super().__init__()
         self.state: Float[Tensor, "batch ..."] | None = None
         self.shift: Float[Tensor, "batch ..."] | None = None
-        self.membranes: dict[str, Float[Tensor, "batch width"]] = {}
+        self.membranes: dict[str, Float[Tensor, "batch memory"]] = {}
         self.tokens_seen: Int[Tensor, " batch"] | None = None
         self.columns = 0
 
@@ -53,7 +53,7 @@ class RecurrentLayer(CacheLayerMixin):
         self.state, self.shift = key_states, value_states
         return key_states, value_states
 
-    def remember(self, membranes: Mapping[str, Float[Tensor, "batch width"]]) -> None:
+    def remember(self, membranes: Mapping[str, Float[Tensor, "batch memory"]]) -> None:
         """Replace the membranes of the given sites."""
         self.membranes = {**self.membranes, **membranes}
 

@@ -17,6 +17,7 @@ from asnn_goose.config_student import (
     spike_sites,
 )
 from asnn_goose.config_text import Section
+from asnn_goose.config_threshold import LearnedThreshold, check_amplitude_range, check_threshold
 from asnn_goose.spikes.membrane import MembraneSpec
 
 DEFAULT_SPIKES: dict[str, Any] = {
@@ -25,8 +26,13 @@ DEFAULT_SPIKES: dict[str, Any] = {
     "levels": 1,
     "alpha": 1.0,
     "learn_alpha": False,
+    "alpha_per": "encoder",
+    "scheduled_alpha": False,
+    "channel_share": 0.0,
     "amplitude": "scalar",
     "group_channels": 32,
+    "amplitude_init": "ones",
+    "amplitude_range": None,
     "scale": "none",
     "store_alpha": False,
     "surrogate": {"kind": "clipped_ste", "width": 1.0, "gradient_scale": 1.0},
@@ -148,8 +154,12 @@ def check_spikes(spikes: dict[str, Any]) -> None:
     """
     for key in spikes:
         check_choice("spikes", key, tuple(DEFAULT_SPIKES))
-    for name in ("encoder", "amplitude", "scale"):
+    for name in ("encoder", "amplitude", "amplitude_init", "scale"):
         check_choice(f"spikes.{name}", spikes[name], _options(Spikes, name))
+    check_choice("spikes.alpha_per", spikes["alpha_per"], _options(LearnedThreshold, "per"))
+    per_channel, mixed = spikes["alpha_per"] == "channel", spikes["channel_share"] > 0
+    check_threshold(per_channel, mixed, spikes["scale"], spikes["membrane"] is not None, spikes["encoder"])
+    check_amplitude_range(spikes["amplitude_range"], spikes["amplitude"])
     check_amplitude(spikes["amplitude"], spikes["sites"])
     check_choice("spikes.surrogate.kind", spikes["surrogate"].get("kind", "clipped_ste"), _options(Surrogate, "kind"))
 

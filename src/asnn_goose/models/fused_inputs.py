@@ -56,7 +56,8 @@ def _expressible(encoder: Any) -> bool:
         and not encoder.learns_alpha
         and encoder.amplitude is None
         and encoder.hardness is None
-        and encoder.membrane is None
+        and not encoder.remembers
+        and not encoder.threshold.scheduled
         and not encoder.counts_events
         and encoder.surrogate.kind in SURROGATES
     )

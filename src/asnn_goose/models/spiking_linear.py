@@ -34,7 +34,7 @@ class SiteTrace(NamedTuple):
         values: Its integer spikes; None where nobody looks. They carry no gradient: a compiled block would hand back
             one of zeros for each site.
         events: Mean |value|, with a gradient, where an encoder counts them for an objective.
-        membrane: [batch width] after the last token, where its encoder has one.
+        membrane: What its encoder remembers of each row after the last token, where it remembers anything.
         sent: What the spikes stand for, with a gradient, where an encoder shows it for an objective.
     """
 
@@ -49,7 +49,7 @@ Traces = dict[str, SiteTrace]
 
 
 class Before(NamedTuple):
-    """What encoders with a membrane look at beside their activations.
+    """What encoders that remember look at beside their activations.
 
     Attributes:
         membranes: What they left at the end of the last call, by site; a missing one starts from zero.
@@ -70,7 +70,7 @@ def encode(
 ) -> Spikes:
     """The spikes of an encoded site, whose trace is put with the others."""
     encoder = cast(SpikeEncoder, encoders[site])
-    remembered = () if encoder.membrane is None or before is None else (before.membranes.get(site), before.valid)
+    remembered = () if before is None or not encoder.remembers else (before.membranes.get(site), before.valid)
     encoded: Spikes = encoder(x, *remembered)
     events = encoded.values.abs().mean() if encoder.counts_events else None
     sent = encoded.dense() if encoder.shows_spikes else None

@@ -6,7 +6,8 @@ A binary encoder leaves out what is negative: values = min(D, max(0, floor(z + 1
 A quantized one, the twin for comparison, rounds to as many levels with a step that follows the token's largest |x|, as
 activations are usually quantized: theta = clamp(alpha * max|x| / (2 D), 0.01, 10).
 The threshold looks at one token alone: a token's spikes depend neither on its batch nor on its future; on its past
-only where an encoder has a membrane (`membrane.py`), which is given and returned like a recurrent state.
+only where an encoder has a membrane (`membrane.py`) or a threshold of running means (`threshold.py`), which is given
+and returned like a recurrent state.
 """
 
 import math
@@ -22,6 +23,7 @@ from torch.autograd.function import FunctionCtx
 from asnn_goose.errors import MachineError
 from asnn_goose.spikes.membrane import MembraneSpec, fire
 from asnn_goose.spikes.surrogate import SurrogateSpec, staircase, surrogate_derivative
+from asnn_goose.spikes.threshold import ThresholdSpec, mixed_sizes
 
 THRESHOLD_RANGE = (0.01, 10.0)
 # Fewer values than this are encoded sooner by torch than a compiled kernel is called (benchmarks/encoder.py): on an
@@ -33,6 +35,8 @@ WIDEST_ON_GPU = 8_192
 Kind = Literal["ternary", "binary", "quantized"]
 Amplitude = Literal["none", "scalar", "channel", "group", "asymmetric"]
 Scale = Literal["none", "token"]
+JITTER = 0.1
+"""How far an amplitude that starts with a jitter may be from 1."""
 
 
 class Spikes(NamedTuple):
@@ -40,13 +44,14 @@ class Spikes(NamedTuple):
 
     `values` are integers held in a floating type; `token_scale` is the quantization step of each token, or
     None for unit spikes; `amplitude` is the learned factor, a scalar, one number a channel or one a value, or None;
-    `membrane` is that of each row after its last token, in steps, where the encoder has one.
+    `membrane` is what the encoder remembers of each row after its last token: its membrane in steps, or the running
+    sums of its threshold, where it has one of them.
     """
 
     values: Float[Tensor, "*batch width"]
     token_scale: Float[Tensor, "*batch 1"] | None
     amplitude: Float[Tensor, "*amplitude"] | None
-    membrane: Float[Tensor, "batch width"] | None = None
+    membrane: Float[Tensor, "batch state"] | None = None
 
     def dense(self) -> Float[Tensor, "*batch width"]:
         """The real numbers the spikes stand for: amplitude * step * values."""
@@ -75,9 +80,13 @@ class SpikeEncoder(nn.Module):
         group_channels: Channels of a group; the last group may have fewer.
         store_alpha: Whether alpha is one of the weights even if it does not learn, so that each layer may have its own.
         membrane: What carries on what spikes leave; None encodes each token by itself.
+        threshold: How the threshold is made beside its factor; one factor and the token's mean |x| by default.
+        jitter: Whether amplitudes start at 1 or, drawn from the global generator, within `JITTER` of it.
+        amplitude_range: What amplitudes are clamped to where they are used, as recorded for v15r; None is not.
 
     Raises:
-        ValueError: Fewer than one level or channel of a group, or a membrane whose surrogate would pass it by.
+        ValueError: Fewer than one level or channel of a group, a membrane whose surrogate would pass it by, a threshold
+            for each channel where spikes are multiplied by one step a token, or two memories at once.
 
     Source: threshold and straight-through estimator as recorded for ASNN-Goose v6 to v14; the derivative of
     the step size as in LSQ (Esser et al. 2020, eq. 3), with the surrogate in place of the indicator.
@@ -96,6 +105,9 @@ class SpikeEncoder(nn.Module):
         group_channels: int = 32,
         store_alpha: bool = False,
         membrane: MembraneSpec | None = None,
+        threshold: ThresholdSpec | None = None,
+        jitter: bool = False,
+        amplitude_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if levels < 1 or group_channels < 1:
@@ -104,9 +116,17 @@ class SpikeEncoder(nn.Module):
         self.signed, self.surrogate, self.membrane = kind != "binary", surrogate or SurrogateSpec(), membrane
         if membrane is not None and self.surrogate.kind == "recorded_ste":
             raise ValueError("recorded_ste passes gradients by the staircase: give a membrane another surrogate")
+        self.threshold, self.jitter, self.amplitude_range = threshold or ThresholdSpec(), jitter, amplitude_range
+        mixes = self.threshold.channel_share > 0
+        if scale == "token" and (mixes or self.threshold.channelwise):
+            raise ValueError("thresholds that differ between a token's channels need scale none: it has one step")
+        if mixes and (membrane is not None or kind == "quantized"):
+            raise ValueError("a threshold of running means goes with no membrane and no quantized encoder")
+        self.remembers = mixes or membrane is not None
         self.initial_alpha, self.learns_alpha, self.stores_alpha = alpha, learn_alpha, store_alpha
-        stored = learn_alpha or store_alpha
-        self.alpha: nn.Parameter | float = nn.Parameter(torch.empty(()), learn_alpha) if stored else alpha
+        stored = learn_alpha or store_alpha or self.threshold.scheduled
+        factors = torch.empty((width,) if self.threshold.channelwise else ())
+        self.alpha: nn.Parameter | float = nn.Parameter(factors, learn_alpha) if stored else alpha
         self.amplitude_kind, self.group_channels = amplitude, group_channels
         groups = -(-width // group_channels)
         shape: dict[Amplitude, tuple[int, ...]] = {
@@ -123,25 +143,34 @@ class SpikeEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set alpha to its starting value and every amplitude to 1."""
+        """Set alpha to its starting value and every amplitude to 1, or near it if they are to differ."""
         if isinstance(self.alpha, nn.Parameter):
             nn.init.constant_(self.alpha, self.initial_alpha)
-        if self.amplitude is not None:
+        if self.amplitude is not None and self.jitter:
+            nn.init.uniform_(self.amplitude, 1.0 - JITTER, 1.0 + JITTER)
+        elif self.amplitude is not None:
             nn.init.ones_(self.amplitude)
+
+    def bounded_amplitude(self) -> Float[Tensor, "*amplitude"] | None:
+        """The amplitudes as they are used: within their range, if they have one."""
+        if self.amplitude is None or self.amplitude_range is None:
+            return self.amplitude
+        return self.amplitude.clamp(*self.amplitude_range)
 
     def channel_amplitude(self) -> Float[Tensor, " width"] | None:
         """The factor of each channel, where the factors go by channel."""
-        if self.amplitude is None or self.amplitude_kind not in ("channel", "group"):
+        amplitude = self.bounded_amplitude()
+        if amplitude is None or self.amplitude_kind not in ("channel", "group"):
             return None
         if self.amplitude_kind == "channel":
-            return self.amplitude
-        return self.amplitude.repeat_interleave(self.group_channels)[: self.width]
+            return amplitude
+        return amplitude.repeat_interleave(self.group_channels)[: self.width]
 
     def quantize(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The integer spikes of a normalized activation, without a gradient."""
         return staircase(z, self.levels, self.signed)
 
-    def step(self, x: Float[Tensor, "*batch width"], alpha: float | Tensor) -> Float[Tensor, "*batch 1"]:
+    def step(self, x: Float[Tensor, "*batch width"], alpha: float | Tensor) -> Float[Tensor, "*batch steps"]:
         """The quantization step of each token for a threshold factor, without a gradient to the activations."""
         size = x.detach().abs()
         if self.kind == "quantized":
@@ -151,13 +180,14 @@ class SpikeEncoder(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "*batch width"],
-        membrane: Float[Tensor, "batch width"] | None = None,
+        membrane: Float[Tensor, "batch state"] | None = None,
         valid: Bool[Tensor, "batch time"] | None = None,
     ) -> Spikes:
         """Spikes of the activations; statistics and thresholds are computed in at least float32.
 
-        An encoder with a membrane takes [batch time width] and what it left before, zeros without; padding, where
-        `valid` is False, is silent and leaves it as it was. It evolves by spikes whatever the hardness.
+        An encoder that remembers takes [batch time width] and what it left before, zeros without; padding, where
+        `valid` is False, leaves it as it was, and is silent where there is a membrane. That evolves by spikes whatever
+        the hardness.
         """
         kernel = self._compiled_kernel(x)
         # The GPU's kernel reads half-width activations as they are, and its spikes are float32 all the same.
@@ -172,7 +202,11 @@ class SpikeEncoder(nn.Module):
             # transformers loads every weight as one that learns.
             held = isinstance(self.alpha, nn.Parameter) and not self.learns_alpha
             alpha = cast(nn.Parameter, self.alpha).detach() if held else self.alpha
-            step = self.step(x, alpha)
+            if self.threshold.channel_share > 0:
+                sizes, membrane = mixed_sizes(x, self.threshold.channel_share, membrane, valid)
+                step = token_step(alpha, sizes)
+            else:
+                step = self.step(x, alpha)
             if self.surrogate.kind == "recorded_ste":
                 step = step.detach()
                 values = self._recorded_values(x, step)
@@ -189,10 +223,11 @@ class SpikeEncoder(nn.Module):
 
     def _factor(self, values: Tensor) -> Tensor | None:
         """What the values are multiplied by: the amplitude, in a shape that goes with theirs."""
-        if self.amplitude is None or self.amplitude_kind == "scalar":
-            return self.amplitude
+        amplitude = self.bounded_amplitude()
+        if amplitude is None or self.amplitude_kind == "scalar":
+            return amplitude
         if self.amplitude_kind == "asymmetric":
-            return torch.where(values.detach() > 0, self.amplitude[0], self.amplitude[1])
+            return torch.where(values.detach() > 0, amplitude[0], amplitude[1])
         return self.channel_amplitude()
 
     def _compiled_kernel(self, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
@@ -202,13 +237,13 @@ class SpikeEncoder(nn.Module):
         its own would be a pass over memory more.
         """
         surrogate = self.kind == "ternary" and self.surrogate.kind in ("clipped_ste", "ste")
-        plain = self.hardness is None and self.membrane is None
+        plain = self.hardness is None and not self.remembers
         written = surrogate and plain and not self.learns_alpha
         if not written or torch.compiler.is_compiling() or x.numel() < LEAST_WORTHWHILE.get(x.device.type, math.inf):
             return None
         if not x.is_cuda:
             return _numba_encoder()
-        if self.stores_alpha:
+        if isinstance(self.alpha, nn.Parameter):
             # A number on the device would have to be waited for.
             return None
         return _triton_encoder() if x.dtype != torch.float64 and x.shape[-1] <= WIDEST_ON_GPU else None
@@ -245,8 +280,8 @@ def _triton_encoder() -> Callable[..., tuple[Tensor, Tensor]] | None:
     return partial(encode_triton, values_dtype=torch.float32)
 
 
-def token_step(alpha: float | Tensor, mean: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
-    """The quantization step of tokens of the given mean magnitudes: twice their threshold."""
+def token_step(alpha: float | Tensor, mean: Float[Tensor, "*batch sizes"]) -> Float[Tensor, "*batch steps"]:
+    """The quantization step of tokens of the given mean magnitudes, one or one a channel: twice their threshold."""
     return 2.0 * (alpha * mean).clamp(*THRESHOLD_RANGE)
 
 

@@ -19,12 +19,12 @@ def amplitude_variance(encoders: Iterable[SpikeEncoder]) -> Float[Tensor, ""]:
 
 
 def threshold_collapse(encoders: Iterable[SpikeEncoder], least_alpha: float) -> Float[Tensor, ""]:
-    """max(0, least_alpha - alpha)^2 averaged over the encoders whose alpha learns.
+    """max(0, least_alpha - alpha)^2 averaged over the encoders whose alpha learns, and before over its channels.
 
     A threshold that falls towards 0 lets everything spike, or saturate.
     """
     learned = [part.alpha for part in encoders if isinstance(part.alpha, nn.Parameter) and part.learns_alpha]
-    return _mean([(least_alpha - alpha).clamp_min(0.0).square() for alpha in learned])
+    return _mean([(least_alpha - alpha).clamp_min(0.0).square().mean() for alpha in learned])
 
 
 def excess_activity(

@@ -58,7 +58,7 @@ class EncoderStatistics:
     """What an encoder has learned; every value is a 0-d tensor on its device, and waits for nothing.
 
     Attributes:
-        alpha: Threshold as a multiple of the token's mean magnitude.
+        alpha: Threshold as a multiple of the token's mean magnitude; a mean where each channel has its own.
         amplitude: Mean of its amplitudes; 1 where it has none.
         amplitude_deviation: Their standard deviation.
     """
@@ -70,8 +70,9 @@ class EncoderStatistics:
 
 def encoder_statistics(encoder: SpikeEncoder) -> EncoderStatistics:
     """Threshold factor and amplitudes of one encoder as they are now."""
-    alpha = encoder.alpha.detach().clone() if isinstance(encoder.alpha, Tensor) else torch.tensor(encoder.alpha)
-    amplitude = torch.ones(()) if encoder.amplitude is None else encoder.amplitude.detach()
+    alpha = encoder.alpha.detach().mean() if isinstance(encoder.alpha, Tensor) else torch.tensor(encoder.alpha)
+    bounded = encoder.bounded_amplitude()
+    amplitude = torch.ones(()) if bounded is None else bounded.detach()
     deviation, mean = torch.std_mean(amplitude, correction=0)
     return EncoderStatistics(alpha, mean, deviation)
 

@@ -21,6 +21,7 @@ from asnn_goose.results import Results
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.batch_probe import resolve_batch_size
 from asnn_goose.training.checkpoint import Checkpoint, RunState, load_checkpoint
+from asnn_goose.training.curriculum import prepare_course
 from asnn_goose.training.distributed import (
     check_launch,
     from_main,
@@ -34,12 +35,14 @@ from asnn_goose.training.feature_terms import check_features
 from asnn_goose.training.finish import finish_run
 from asnn_goose.training.guards import stop_requests
 from asnn_goose.training.loop import StopReason, TrainingLoop
+from asnn_goose.training.moments import kept_moments, take_moments
 from asnn_goose.training.precision import resolve_precision, resolve_teacher_dtype
 from asnn_goose.training.prepare import prepare_material, prepare_student, replaced_blocks, stage_batches
 from asnn_goose.training.progress import ProgressLine
 from asnn_goose.training.rows import PreparedText, prepare_text
 from asnn_goose.training.sharding import shard_student
 from asnn_goose.training.stages import plan_stages
+from asnn_goose.training.stopping import ends_run
 from asnn_goose.training.work import RunMaterial, StageWork, build_work
 
 REPLICATION = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -88,6 +91,9 @@ def distill(recipe: Recipe, folder: RunDirectory, console: Console) -> RunOutcom
     recipe = resolve_batch_size(recipe, material, text, accelerator, console)
     if found is None:
         prepare_student(recipe, material, text, accelerator, console)
+    plans = plan_stages(recipe, state.processes)
+    resumes = found is not None
+    text = replace(text, course=prepare_course(recipe, plans, material, text, accelerator, resumes, console))
     if recipe.training.sharding == "fsdp2":
         material = replace(material, sharded=shard_student(material.student, accelerator))
     loop, reason = run_stages(recipe, material, text, accelerator, state, found, console)
@@ -120,6 +126,7 @@ def run_stages(
         work: StageWork | None = None
         loop: TrainingLoop | None = None
         for plan in plans[min(state.stage, len(plans) - 1) :]:
+            moments = kept_moments(None if loop is None else loop.bare_optimizer, plan)
             # What the stage before recorded, kept and accumulated makes room, and nothing of it stays with accelerate.
             learned = None if work is None else work.learned_temperature()
             work = loop = None
@@ -132,12 +139,16 @@ def run_stages(
                 loop.restore(found.tensors)
                 found = None
             elif plan.index > 0:
+                take_moments(loop.bare_optimizer, moments)
                 loop.save("last")
             if state.stage < len(plans):
                 reason = loop.run(progress, stop_asked)
                 if reason == "interrupted":
                     break
                 loop.end_stage(reason, progress)
+                if ends_run(reason, recipe.training):
+                    loop.state = replace(loop.state, stage=len(plans))
+                    break
             state = loop.state
         if loop is None:
             raise ValueError("a run has at least one stage")

@@ -246,9 +246,10 @@ def spike_amplitudes(student: GooseForCausalLM) -> dict[str, dict[str, float | N
     """Learned amplitude of every encoder by layer and site, a channel-wise one as its mean; the head follows last."""
     amplitudes: dict[str, dict[str, float | None]] = {}
     for name, encoder in site_encoders(student).items():
-        if encoder.amplitude is not None:
+        amplitude = encoder.bounded_amplitude()
+        if amplitude is not None:
             layer, site = name.split(".")
-            amplitudes.setdefault(layer, {})[site] = float(encoder.amplitude.detach().mean())
+            amplitudes.setdefault(layer, {})[site] = float(amplitude.detach().mean())
     return amplitudes
 
 

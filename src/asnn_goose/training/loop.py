@@ -30,9 +30,11 @@ from asnn_goose.training.guards import MOST_ROLL_BACKS, NonFiniteGuard
 from asnn_goose.training.health_watch import HealthWatch
 from asnn_goose.training.interval import IntervalSums
 from asnn_goose.training.memory import memory_bytes
-from asnn_goose.training.optimizer import learning_rate_share, learning_rates, set_learning_rate
+from asnn_goose.training.optimizer import learning_rates, set_learning_rate
 from asnn_goose.training.progress import ProgressLine
+from asnn_goose.training.rates import rate_share
 from asnn_goose.training.stages import ends_early
+from asnn_goose.training.stopping import counts_as_better, on_plateau, patience_ended
 from asnn_goose.training.work import RunMaterial, StageWork
 
 PROBE_TOKENS = 2048
@@ -125,17 +127,23 @@ class TrainingLoop:
             ratio = perplexity / self.material.teacher_perplexity
             progress.say(f"after stage {name}: perplexity {perplexity:,.2f}, {ratio:,.3g}x the teacher's")
         self.state = replace(
-            self.state, stage=self.stage.index + 1, stage_start=self.state.step, rows_seen=0,
-            stopping_perplexity=None, stopping_step=None, dynamics_baseline=None,
-        )  # fmt: skip
+            self.state, stage=self.stage.index + 1, stage_start=self.state.step, rows_seen=0, dynamics_baseline=None
+        )
+        if self.training.early_stopping is None or self.training.early_stopping.ends == "stage":
+            self.state = replace(self.state, stopping_perplexity=None, stopping_step=None)
 
     def _judge(self, progress: ProgressLine) -> StopReason | None:
         """Evaluate, and say whether that ends the stage."""
         before = self._evaluated
         now = self._evaluate(progress)
-        if self._no_longer_improves():
+        state, exit = self.state, self.stage.exit
+        if patience_ended(self.training.early_stopping, state.stopping_step, state.stage_start, state.step):
             return "early_stopping"
-        return "exit" if ends_early(self.stage.exit, before, now, self.material.teacher_perplexity) else None
+        if ends_early(exit, before, now, self.material.teacher_perplexity):
+            return "exit"
+        lines = self.material.folder.metrics() if exit is not None and exit.plateau is not None else []
+        flat = exit is not None and on_plateau(exit.plateau, lines, state.stage_start, state.step)
+        return "exit" if from_main(flat) else None
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take weights, moments and generators from a checkpoint."""
@@ -164,7 +172,7 @@ class TrainingLoop:
         done = self.state.step - self.state.stage_start
         # Steps skipped since the last log are known on the device alone.
         self.work.reach(self.state, self.guard.skipped - self.state.skipped)
-        set_learning_rate(self.bare_optimizer, learning_rate_share(done, stage.steps, self.training))
+        set_learning_rate(self.bare_optimizer, rate_share(stage, done, self.training))
         factor, batches = self.accelerator.num_processes / stage.tokens_per_step, stage.accumulation
         means: list[dict[str, Any]] = [
             self.step.micro_batch(feed.take(), self.work, factor, last=number == batches)
@@ -281,18 +289,11 @@ class TrainingLoop:
         ratio = perplexity / self.material.teacher_perplexity
         progress.say(f"step {self.state.step}: evaluation perplexity {perplexity:,.2f}, {ratio:,.3g}x the teacher's")
         # What is not yet all spikes is no candidate for the best.
-        if not (math.isfinite(perplexity) and self.work.hardness.complete):
+        if not (math.isfinite(perplexity) and self.work.complete):
             return perplexity
-        stopping, reference = self.training.early_stopping, self.state.stopping_perplexity
-        if reference is None or stopping is None or perplexity < reference - stopping.min_delta:
+        if counts_as_better(self.training.early_stopping, self.state.stopping_perplexity, perplexity):
             self.state = replace(self.state, stopping_perplexity=perplexity, stopping_step=self.state.step)
         if self.state.best_perplexity is None or perplexity < self.state.best_perplexity:
             self.state = replace(self.state, best_perplexity=perplexity, best_step=self.state.step)
             self.save("best")
         return perplexity
-
-    def _no_longer_improves(self) -> bool:
-        stopping, since = self.training.early_stopping, self.state.stopping_step
-        if stopping is None or since is None:
-            return False
-        return self.state.step - max(since, self.state.stage_start) >= stopping.patience_steps

@@ -26,7 +26,8 @@ def build_optimizer(
 ) -> AdamW:
     """Fused AdamW over the trainable parameters, in groups of their own rate and decay.
 
-    Vectors and scalars (norms, gains, mixes) do not decay. A temperature that learns is a group by itself.
+    Vectors and scalars (norms, gains, mixes) do not decay, unless the recipe says so. A temperature that learns is a
+    group by itself.
     """
     groups = []
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -36,7 +37,7 @@ def build_optimizer(
         own = [parameter for parameter in trainable if (parameter in copied) == of_teacher]
         for members, decay in (
             ([p for p in own if p.ndim >= 2], training.weight_decay),
-            ([p for p in own if p.ndim < 2], 0.0),
+            ([p for p in own if p.ndim < 2], training.weight_decay if training.decay == "all" else 0.0),
         ):
             if members:
                 group = {"params": members, "weight_decay": decay, "lr": rate, PEAK: rate}
@@ -52,11 +53,12 @@ def build_optimizer(
 def learning_rate_share(step: int, total_steps: int, training: TrainingOptions) -> float:
     """Share of the peak learning rate at the update that follows `step` finished ones of a stage.
 
-    Linear warm-up that reaches the peak at the end of `warmup_steps`, then a half cosine to the floor.
+    Linear warm-up that reaches the peak at the end of `warmup_steps`, or one update later if it begins with 0, then a
+    half cosine to the floor.
     """
     warmup = min(training.warmup_steps, total_steps)
     if step < warmup:
-        return (step + 1) / warmup
+        return (step if training.warmup_from_zero else step + 1) / warmup
     progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
     floor = training.learning_rate_floor
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))

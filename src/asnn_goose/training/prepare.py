@@ -113,10 +113,11 @@ def measure_control(
 
 
 def stage_batches(recipe: Recipe, plan: StagePlan, text: PreparedText, accelerator: Accelerator) -> BatchPlan:
-    """The rows of one stage, in an order of its own."""
+    """The rows of one stage, in an order of its own or, as far as the run has a curriculum, in its."""
     rows = text.rows(plan.window, plan.part_weights)
     seed = recipe.training.seed + plan.index
-    return BatchPlan(rows, plan.batch_size, seed, accelerator.num_processes, accelerator.process_index)
+    course = None if text.course is None else text.course.of_stage(plan.first_step, plan.rows_per_step)
+    return BatchPlan(rows, plan.batch_size, seed, accelerator.num_processes, accelerator.process_index, course)
 
 
 def replaced_blocks(recipe: Recipe, teacher: Teacher) -> tuple[TeacherBlock, ...]:

@@ -8,6 +8,7 @@ from jaxtyping import Integer
 from rich.console import Console
 
 from asnn_goose.config_text import Data, MixedText, PackedRows, PlainData, Rows, TeacherSamples
+from asnn_goose.data.curriculum import Course
 from asnn_goose.data.mixture import MixedRows
 from asnn_goose.data.text import load_text
 from asnn_goose.data.tokens import TokenRows, tokenize_documents, training_rows
@@ -39,6 +40,8 @@ class PreparedText:
     """What joins them into one evaluation text."""
     source: str
     """One line that says where the text came from."""
+    course: Course | None = None
+    """Which rows are open when; None opens all of them from the start."""
 
     def rows(self, window: int, weights: Sequence[float] | None = None) -> TokenRows | MixedRows:
         """Training rows of `window` tokens; cheap, so that each stage of a run may have its own window and mixture.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from torch import nn
@@ -18,6 +19,7 @@ from asnn_goose.config_training import (
     StageExit,
     TrainingBySteps,
     TrainingOptions,
+    shared_steps,
 )
 from asnn_goose.errors import ConfigError
 from asnn_goose.models.calibration import output_norms
@@ -59,6 +61,12 @@ class StagePlan:
         dense: Sites that a later stage raises.
         inputs: Whose stream feeds what `align` aligns.
         span: What of the budget that its objective's schedules run over is the stage's.
+        first_step: Steps of the run's budget before it.
+        run_steps: Steps of the whole run's budget; None is the stage's own.
+        warmup_steps: Steps of linear warm-up at its start; None is the recipe's.
+        keeps_moments: Whether it takes over the optimizer's moments of the stage before.
+        transition: Steps over which the objective before becomes its own.
+        objective_before: What the stage before minimized, if it distilled.
     """
 
     index: int
@@ -80,6 +88,12 @@ class StagePlan:
     dense: frozenset[str] = frozenset()
     inputs: Literal["teacher", "student"] = "teacher"
     span: Span | None = None
+    first_step: int = 0
+    run_steps: int | None = None
+    warmup_steps: int | None = None
+    keeps_moments: bool = False
+    transition: int = 0
+    objective_before: Objective | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -104,8 +118,14 @@ def plan_stages(recipe: Recipe, processes: int) -> tuple[StagePlan, ...]:
         ConfigError: A ramp is longer than its stage.
     """
     stages: tuple[Stage, ...] = recipe.stages or (DistillStage(share=1.0),)
-    whole = sum(stage.share for stage in stages)
-    plans = [_settled(index, stage, stage.share / whole, recipe, processes) for index, stage in enumerate(stages)]
+    shares = [stage.share for stage in stages]
+    alone = [_settled(index, stage, shares, recipe, processes) for index, stage in enumerate(stages)]
+    ends = list(accumulate(plan.steps for plan in alone))
+    before = [None, *(plan.objective if plan.kind == "distill" else None for plan in alone)]
+    plans = [
+        replace(plan, first_step=end - plan.steps, run_steps=ends[-1], objective_before=objective)
+        for plan, end, objective in zip(alone, ends, before, strict=False)
+    ]
     return with_spans(plans, [isinstance(stage, DistillStage) and stage.objective is None for stage in stages])
 
 
@@ -119,14 +139,14 @@ def with_spans(plans: Sequence[StagePlan], shares_schedules: Sequence[bool]) -> 
     return tuple(replace(plan, span=span) for plan, span in zip(plans, spans, strict=True))
 
 
-def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: int) -> StagePlan:
+def _settled(index: int, stage: Stage, shares: list[float], recipe: Recipe, processes: int) -> StagePlan:
     training = recipe.training
     batch_size = stage.batch_size or training.rows
     window = stage.window or training.window
     rate = stage.learning_rate or training.learning_rate
     rows = batch_size * training.accumulation * processes
-    objective = stage.objective if isinstance(stage, DistillStage) else None
-    steps = stage_steps(training, share, rows * window)
+    objective = recipe.objective if isinstance(stage, AlignStage) else stage.settled_objective(recipe.objective)
+    steps = stage_steps(training, shares, index, rows * window)
     later = [other.ramp for other in recipe.stages[index + 1 :] if other.ramp is not None]
     return StagePlan(
         index=index,
@@ -143,10 +163,13 @@ def _settled(index: int, stage: Stage, share: float, recipe: Recipe, processes: 
         processes=processes,
         learning_rate=rate,
         copied_learning_rate=stage.copied_learning_rate or training.copied_learning_rate or rate,
-        objective=objective or recipe.objective,
+        objective=objective,
         exit=stage.exit,
         ramp=None if stage.ramp is None else planned_ramp(stage.ramp, stage.name, steps, rows * window),
         dense=frozenset(site for ramp in later for place in ramp.places for site in place),
+        warmup_steps=stage.warmup_steps,
+        keeps_moments=stage.moments == "kept",
+        transition=0 if isinstance(stage, AlignStage) else stage.transition,
     )
 
 
@@ -165,11 +188,12 @@ def planned_ramp(ramp: SpikeRamp, stage: str, steps: int, tokens_per_step: int) 
     return RampPlan(ramp.places, rising)
 
 
-def stage_steps(training: TrainingOptions, share: float, tokens_per_step: int) -> int:
-    """Optimizer steps of a share of the budget, at least one; a budget in tokens is rounded up."""
+def stage_steps(training: TrainingOptions, shares: Sequence[float], index: int, tokens_per_step: int) -> int:
+    """Optimizer steps of one of the shares of the budget, at least one; a budget in tokens is rounded up."""
     if isinstance(training, TrainingBySteps):
-        return max(1, round(share * training.steps))
+        return shared_steps(shares, training.steps)[index]
     tokens: int = training.tokens  # type: ignore[attr-defined]
+    share = shares[index] / sum(shares)
     # Rounded before it is rounded up: a third of three million is a million.
     return max(1, math.ceil(round(share * tokens / tokens_per_step, 6)))
 
@@ -209,9 +233,16 @@ def new_mixer_parameters(student: GooseForCausalLM, attention_is_copied: bool) -
 
 
 def trained_parameters(student: GooseForCausalLM, plan: StagePlan, copied: set[nn.Parameter]) -> set[nn.Parameter]:
-    """The weights that a stage trains; threshold factors that do not learn are none of them."""
+    """The weights that a stage trains; threshold factors that do not learn are none of them.
+
+    Neither are those that the recorded estimator gives no gradient: several processes would wait for one.
+    """
     encoders = [module for module in student.modules() if isinstance(module, SpikeEncoder)]
-    held = {part.alpha for part in encoders if isinstance(part.alpha, nn.Parameter) and not part.learns_alpha}
+    held = {
+        part.alpha
+        for part in encoders
+        if isinstance(part.alpha, nn.Parameter) and not (part.learns_alpha and part.surrogate.kind != "recorded_ste")
+    }
     if plan.train == "all":
         return set(student.parameters()) - held
     # A stage that distills into less than all weights trains its mixers.

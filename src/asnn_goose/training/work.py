@@ -29,6 +29,7 @@ from asnn_goose.training.align import AlignmentStep, SublayerRunners, run_feed_f
 from asnn_goose.training.checkpoint import RunState
 from asnn_goose.training.feature_terms import FeatureTerms, build_features, show_spikes
 from asnn_goose.training.gradient_conflict import gradient_conflict
+from asnn_goose.training.gradual import GradualChanges
 from asnn_goose.training.hidden_cache import HiddenCache
 from asnn_goose.training.optimizer import build_optimizer
 from asnn_goose.training.ramp import Hardness
@@ -70,6 +71,7 @@ class StageWork:
         cache: What keeps the teacher's last hidden states, if the recipe asks for it.
         features: The objective's terms on hidden states, if it has any.
         glance: As `observe`, uncompiled, for rows of a shape of their own; None where nothing is to be probed.
+        changes: What else changes step by step.
     """
 
     plan: StagePlan
@@ -81,6 +83,7 @@ class StageWork:
     cache: HiddenCache | None = None
     features: FeatureTerms | None = None
     glance: Callable[[Tensor], TeacherView] | None = None
+    changes: GradualChanges | None = None
 
     def reach(self, state: RunState, lost: Tensor | None = None) -> None:
         """Set what holds where the run stands: spikes' hardness, weights, temperature; waits for nothing.
@@ -93,6 +96,13 @@ class StageWork:
             self.features.reach(done, state.dynamics_off)
         if isinstance(self.module, DistillationStep):
             self.module.reach(done, lost)
+        if self.changes is not None:
+            self.changes.reach(done)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the student is what it is to be in the end: every site spikes, at its last threshold."""
+        return self.hardness.complete and (self.changes is None or self.changes.complete)
 
     def judge(self, state: RunState, perplexity: float, say: Callable[[str], None]) -> RunState:
         """The state after an evaluation, which may turn feature dynamics off, saying so."""
@@ -114,7 +124,7 @@ class StageWork:
         seen = self.glance(ids)
         with accelerator.autocast():
             found = gradient_conflict(
-                module.student, features, seen.hidden, seen.stream, ids, module.temperature().value.detach(), module.chunk_tokens
+                module.student, features, seen.hidden, seen.stream, ids, module.temperature().value, module.chunk_tokens
             )
         return {} if found is None else {"gradient_conflict": float(found)}
 
@@ -206,7 +216,8 @@ def build_work(
     hardness = Hardness(student, plan)
     cached = recipe.teacher.hidden_cache and plan.kind == "distill"
     cache = hidden_cache(teacher, batches) if cached else None
-    return StageWork(plan, batches, module, observe, optimizer, hardness, cache, features, glance)
+    changes = GradualChanges(recipe, plan, module, student)
+    return StageWork(plan, batches, module, observe, optimizer, hardness, cache, features, glance, changes)
 
 
 def compiled_error(plan: StagePlan) -> StateError | None:
