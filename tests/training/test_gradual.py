@@ -3,6 +3,7 @@ import torch
 
 from asnn_goose.config import Recipe
 from asnn_goose.models.build import build_student
+from asnn_goose.training.feature_terms import build_features
 from asnn_goose.training.gradual import GradualChanges
 from asnn_goose.training.stages import plan_stages
 from asnn_goose.training.step import DistillationStep, TeacherView
@@ -44,13 +45,15 @@ def test_at_a_smooth_border_the_weights_move_evenly(teacher):
 
 
 def test_at_a_smooth_border_the_temperature_moves_and_alignment_rises_from_0(teacher):
-    aligned = {"temperature": {"value": 4.0}, "hidden_alignment": {"weight": 2.0}}
+    aligned = {"temperature": {"kind": "fixed", "value": 4.0}, "hidden_alignment": {"weight": 2.0}}
     later = {"kind": "distill", "name": "b", "share": 1, "transition": 4, "objective": aligned}
     stages = [{"kind": "distill", "name": "a", "share": 1}, later]
     options = recipe(stages=stages, student={"mixer": "goose"})
-    module = torch.nn.Module()
-    changes = GradualChanges(options, plan_stages(options, 1)[1], module, torch.nn.Module())
-    seen = [changes.reach(done) or (module.temperature, module.hidden_weight) for done in (0, 2, 4, 6)]
+    student, plan = build_student(options.student, options.spikes, teacher, 0), plan_stages(options, 1)[1]
+    features = build_features(plan.objective, options, teacher)
+    module = DistillationStep(student, teacher.head, plan.objective, features, plan.span)
+    changes = GradualChanges(options, plan, module, student)
+    seen = [changes.reach(done) or (module.temperature.value, features.alignment.weight) for done in (0, 2, 4, 6)]
     assert seen == [(2.0, 0.0), (3.0, 1.0), (4.0, 2.0), (4.0, 2.0)]
 
 
@@ -65,7 +68,7 @@ def test_each_part_of_a_curriculum_has_its_temperature(teacher, temperatures):
         changes.reach(done)
         found.append(loss_of(module, teacher))
     for place, value in enumerate([value for value in temperatures for _ in range(2)]):
-        fixed = recipe(objective={"temperature": {"value": value}}).objective
+        fixed = recipe(objective={"temperature": {"kind": "fixed", "value": value}}).objective
         torch.testing.assert_close(
             found[place], loss_of(DistillationStep(student, teacher.head, fixed), teacher), **CLOSE
         )

@@ -78,16 +78,12 @@ def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(whol
     outcome = whole_runs[migrate]
     spikes = outcome.results.spikes
     assert spikes.spike_fed_mac_share == spikes.measured_spike_fed_mac_share == 1.0
-    assert outcome.results.checks[-1].passed
+    assert all(check.passed for check in outcome.results.checks if "share" in check.name)
     assert len(spikes.layers) == 2 * 7 + 1
     loaded = GooseForCausalLM.from_pretrained(outcome.folder.model)
     assert loaded.config.tie_word_embeddings != migrate
-    for name, encoder in site_encoders(loaded).items():
-        stored = name.split(".")[1] not in ("k", "v")
-        assert (
-            min(abs(float(torch.as_tensor(encoder.alpha).detach()) - alpha) for alpha in (GRID if stored else (1.0,)))
-            < 1e-6
-        )
+    for encoder in site_encoders(loaded).values():
+        assert min(abs(float(torch.as_tensor(encoder.alpha).detach()) - alpha) for alpha in GRID) < 1e-6
 
 
 def test_a_run_whose_channels_moved_into_an_untied_head_is_resumed_to_the_bit(

@@ -77,7 +77,8 @@ def test_at_0_the_student_is_dense_and_at_1_it_spikes(student):
         hardness = Hardness(student, plan)
         torch.testing.assert_close(student(ids).logits, dense, rtol=1e-9, atol=1e-9)
         hardness.reach(plan.ramp.steps)
-        assert torch.equal(student(ids).logits, spiking)
+        # Blended spikes are torch's, plain ones the kernel's, whose sums have another order.
+        torch.testing.assert_close(student(ids).logits, spiking, rtol=1e-9, atol=1e-9)
         assert not torch.allclose(spiking, dense, rtol=1e-3, atol=1e-3)
 
 

@@ -35,8 +35,7 @@ WIDEST_ON_GPU = 8_192
 Kind = Literal["ternary", "binary", "quantized"]
 Amplitude = Literal["none", "scalar", "channel", "group", "asymmetric"]
 Scale = Literal["none", "token"]
-JITTER = 0.1
-"""How far an amplitude that starts with a jitter may be from 1."""
+JITTER = 0.1  # How far an amplitude that starts with a jitter may be from 1.
 
 
 class Spikes(NamedTuple):
