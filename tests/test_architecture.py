@@ -23,7 +23,7 @@ LAYERS = [
     {"kernels"},
     {"report"},
     {"environment", "run_dir", "presets"},
-    {"overrides", "recipe_errors", "results", "recorded", "checks", "measurements", "health"},
+    {"overrides", "scales", "recipe_errors", "results", "recorded", "checks", "measurements", "health"},
     {"config"},
     {"config_training", "config_curriculum"},
     {"config_objective"},

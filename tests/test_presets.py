@@ -61,7 +61,7 @@ def test_resolved_yaml_reads_back_as_the_same_recipe(name, tmp_path):
 
 def test_resolved_yaml_keeps_the_order_of_sections():
     keys = list(parse_yaml(recipe_yaml(load_recipe("quickstart", [])), "it"))
-    sections = ["description", "teacher", "data", "student", "spikes", "objective", "training", "stages"]
+    sections = ["description", "scale", "teacher", "data", "student", "spikes", "objective", "training", "stages"]
     assert keys == [*sections, "curriculum", "evaluation", "controls", "samples", "recorded"]
 
 

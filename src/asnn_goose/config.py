@@ -40,6 +40,8 @@ class Recipe(Section):
 
     description: str = ""
     """What the recipe is for, in one line."""
+    scale: Literal["full", "pocket", "smollm2"] = "full"
+    """Which size a recipe of several was made at; the override `scale=` makes it (`scales.py`), this only names it."""
     teacher: Teacher = Teacher()
     data: Data
     student: Student = WkvStudent()

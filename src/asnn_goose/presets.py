@@ -18,6 +18,7 @@ from asnn_goose.config import Recipe
 from asnn_goose.errors import ConfigError
 from asnn_goose.overrides import merge_overrides
 from asnn_goose.recipe_errors import describe_errors, show
+from asnn_goose.scales import scaled_recipe
 
 MAX_DEPTH = 20
 """Nested levels a recipe may have; an alias that contains itself has no end."""
@@ -42,7 +43,8 @@ def recipe_name(name_or_path: str) -> str:
 def load_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe of a shipped name or a YAML file, with `key.path=value` overrides laid over it.
 
-    Of two overrides of one key the later counts; otherwise their order has no meaning (`merge_overrides`).
+    An override `scale=` comes first and makes the recipe another size. Of two overrides of one key the later counts;
+    otherwise their order has no meaning (`merge_overrides`).
 
     Raises:
         ConfigError: No such recipe, no YAML, or no valid recipe; one line that says where and what to do.
@@ -52,7 +54,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str]) -> Recipe:
         raise ConfigError(
             f"{name_or_path}: expected a recipe with keys such as `data` and `training`, got {show(recipe)}"
         )
-    merged = merge_overrides(recipe, dict(_parse_override(override) for override in overrides))
+    changes = dict(_parse_override(override) for override in overrides)
+    if "scale" in changes:
+        # What a scale makes of a recipe, other overrides may change again.
+        recipe = scaled_recipe(recipe, changes.pop("scale"))
+    merged = merge_overrides(recipe, changes)
     _check_json(merged, ())
     try:
         return Recipe.model_validate_json(json.dumps(merged))
