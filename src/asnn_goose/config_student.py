@@ -142,6 +142,8 @@ class Spikes(Section):
     calibrate: bool = True
     """Start each threshold where spikes have the least squared error on the dense student's activations, if they have a
     scale; otherwise all start as `threshold` says."""
+    calibrate_recurrence: bool = True
+    """Whether that holds for k and v too; false leaves theirs as `threshold` says."""
     migrate: bool = False
     """Divide loud channels at linear layers' inputs and multiply the columns that read them, before thresholds are
     chosen, where that brings the layers' outputs nearer to the dense student's; a head that reads spikes is untied."""

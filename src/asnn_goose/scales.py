@@ -1,9 +1,9 @@
 """A recipe at another size: the same method on a laptop, or with a larger teacher, by rules instead of lists.
 
-`scale=pocket` takes the pocket teacher and its text, a quarter of the width and a twenty-fifth of all that counts in
-steps; `scale=smollm2` takes another teacher and leaves sizes and steps as they are. What is a rule already, such as
-which layers are compared, stays. The rules apply where a recipe is asked for at a scale; a resolved recipe, whose
-numbers are those of its scale, only says which that was.
+`scale=pocket` takes the pocket teacher and its text, a quarter of the width, a twenty-fifth of all that counts in steps
+and ten times the rate, without which so few steps would teach nothing. `scale=smollm2` takes another teacher and leaves
+sizes and steps as they are. What is a rule already, such as which layers are compared, stays. The rules apply where a
+recipe is asked for at a scale; a resolved recipe, whose numbers are those of its scale, only says which that was.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,11 @@ from asnn_goose.errors import ConfigError
 SCALES = ("full", "pocket", "smollm2")
 STEP_DIVISOR = 25
 """Steps of a full run for one at pocket scale."""
+RATE_FACTOR = 10
 WIDTH_DIVISOR, LEAST_WIDTH = 4, 32
-POCKET_TOKENS = 16_384
+LEAST_LOGGING = 10
+"""Steps between two logs, each of which probes the spikes."""
+POCKET_TOKENS = 8_192
 """Held-out tokens that a run at pocket scale is judged on."""
 POCKET_BATCHES = 16
 """Batches whose difficulty a curriculum measures there."""
@@ -73,6 +76,12 @@ def _make_pocket(made: dict[str, Any]) -> None:
             section = section.get(key) if isinstance(section, dict) else None
         if isinstance(section, dict) and section.get(path[-1]):
             section[path[-1]] = max(1, round(section[path[-1]] / STEP_DIVISOR))
-    if isinstance(made.get("curriculum"), dict):
-        made["curriculum"]["batches"] = POCKET_BATCHES
+    training = made["training"]
+    training["logging_interval"] = max(LEAST_LOGGING, training.get("logging_interval", LEAST_LOGGING))
+    training["learning_rate"] = RATE_FACTOR * training.get("learning_rate", 3e-4)
+    curriculum = made.get("curriculum")
+    if isinstance(curriculum, dict):
+        curriculum["batches"] = POCKET_BATCHES
+        if isinstance(curriculum.get("pretraining"), dict):
+            curriculum["pretraining"]["learning_rate"] = RATE_FACTOR * curriculum["pretraining"]["learning_rate"]
     made["evaluation"] = made.get("evaluation", {}) | {"tokens": POCKET_TOKENS}

@@ -111,6 +111,10 @@ def test_what_encodes_and_what_shares_an_amplitude_reach_the_encoder(teacher):
     encoder = block.feed_forward.encoders["ffn_in"]
     assert (encoder.kind, encoder.amplitude.shape, encoder.stores_alpha) == ("binary", (4,), True)
     assert block.mixer.encoders["k"].stores_alpha
+    apart = spikes.model_copy(update={"calibrate_recurrence": False})
+    block = fresh_student(student_config(SMALL, apart, teacher), seed=0).model.layers[0]
+    assert not block.mixer.encoders["k"].stores_alpha
+    assert block.feed_forward.encoders["ffn_in"].stores_alpha
     uncalibrated = spikes.model_copy(update={"calibrate": False})
     block = fresh_student(student_config(SMALL, uncalibrated, teacher), seed=0).model.layers[0]
     assert not block.feed_forward.encoders["ffn_in"].stores_alpha

@@ -159,7 +159,7 @@ def build_encoder(config: GooseConfig, site: str, width: int) -> SpikeEncoder:
         surrogate=SurrogateSpec(**spikes["surrogate"]),
         kind=spikes["encoder"],
         group_channels=spikes["group_channels"],
-        store_alpha=spikes["store_alpha"],
+        store_alpha=spikes["store_alpha"] and (spikes["store_recurrence_alpha"] or site not in ("k", "v")),
         membrane=MembraneSpec(membrane["beta"], membrane["detach_reset"]) if leaks else None,
         threshold=ThresholdSpec(
             channelwise=spikes["alpha_per"] == "channel",

@@ -180,6 +180,7 @@ def _common_fields(spikes: Spikes, teacher: Teacher) -> dict[str, Any]:
             "amplitude_range": None if limits is None else list(limits),
             "scale": spikes.scale,
             "store_alpha": spikes.calibrate and spikes.scale == "token",
+            "store_recurrence_alpha": spikes.calibrate_recurrence,
             "surrogate": spikes.surrogate.model_dump(),
             "membrane": None if spikes.membrane is None else spikes.membrane.model_dump(),
         },

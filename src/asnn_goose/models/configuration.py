@@ -35,6 +35,7 @@ DEFAULT_SPIKES: dict[str, Any] = {
     "amplitude_range": None,
     "scale": "none",
     "store_alpha": False,
+    "store_recurrence_alpha": True,
     "surrogate": {"kind": "clipped_ste", "width": 1.0, "gradient_scale": 1.0},
     "membrane": None,
 }
