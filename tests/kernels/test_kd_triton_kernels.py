@@ -15,8 +15,9 @@ def test_two_words_by_hand_and_nothing_written_beside_them(block, kernel_device)
     figures, one = torch.full((1, 3), 7.0), torch.ones(1, dtype=torch.bool)
     tensors = [student, teacher, gradient, torch.ones(1, dtype=torch.long), one, one, figures, torch.tensor(1.0)]
     tensors = [part.to(kernel_device) for part in tensors]
+    weights = [torch.tensor(weight, device=kernel_device) for weight in (1.0, 2.0)]
     kernels.rows_kernel[(1,)](
-        *tensors, 2, 3, 3, 3, 1.0, 2.0, 0.5, kind="forward_kl", power=2, block=block, wants_gradient=True,
+        *tensors, 2, 3, 3, 3, *weights, 0.5, kind="forward_kl", power=2, block=block, wants_gradient=True,
         wants_slope=False,
     )  # fmt: skip
     assert tensors[2].tolist() == [pytest.approx([0.25, -0.25, 7.0])]

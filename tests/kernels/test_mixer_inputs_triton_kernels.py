@@ -16,7 +16,7 @@ def encode(x, levels, compared, device):
     made = torch.full((tokens + 1, width), UNTOUCHED, device=device)
     ones = torch.ones(1, width, device=device)
     kernels.site_kernel[(1, 1, 1)](
-        x.to(device), ones, ones, None, None, made, spikes, None, tokens, width, 0, width, 1.0, 0.01, 10.0,
+        x.to(device), ones, ones, None, None, None, made, spikes, None, tokens, width, 0, width, 1.0, 0.01, 10.0,
         start=0, heads=2, half=8, span=2, turns=1, tokens=8, count=1, turned=False, bounded=False,
         levels=levels, compared=compared, scaled=False, rest_width=0, rest_block=1,
     )  # fmt: skip
