@@ -96,3 +96,9 @@ def test_a_border_that_cannot_be_is_refused_in_one_line(override):
     with pytest.raises(ConfigError) as refused:
         load_recipe("convert-pocket", ["training.cuda_graphs=true", override])
     assert str(refused.value) == BORDERS[override]
+
+
+@pytest.mark.parametrize("sublayers", ["mixers", "feed_forward"])
+def test_a_stream_of_the_students_own_needs_both_sublayers(sublayers):
+    with pytest.raises(ValidationError, match=f"inputs=student needs sublayers=all, got {sublayers}"):
+        AlignStage(kind="align", share=1, inputs="student", sublayers=sublayers)

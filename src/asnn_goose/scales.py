@@ -1,9 +1,10 @@
 """A recipe at another size: the same method on a laptop, or with a larger teacher, by rules instead of lists.
 
 `scale=pocket` takes the pocket teacher and its text, a quarter of the width, a twenty-fifth of all that counts in steps
-and ten times the rate, without which so few steps would teach nothing. `scale=smollm2` takes another teacher and leaves
-sizes and steps as they are. What is a rule already, such as which layers are compared, stays. The rules apply where a
-recipe is asked for at a scale; a resolved recipe, whose numbers are those of its scale, only says which that was.
+and ten times the rate: at the recorded one v9 is at 89 times its teacher's perplexity after 108 steps. `scale=smollm2`
+takes another teacher and leaves sizes and steps as they are. What is a rule already, such as which layers are compared,
+stays. The rules apply where a recipe is asked for at a scale; a resolved recipe, whose numbers are those of its scale,
+only says which that was.
 """
 
 from collections.abc import Mapping

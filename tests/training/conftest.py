@@ -22,6 +22,7 @@ from asnn_goose.config import Recipe
 from asnn_goose.presets import recipe_yaml
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distill import distill
+from asnn_goose.training.loop import TrainingLoop
 
 SCRIPT = Path(__file__).with_name("process_pair.py")
 STEPS, LONGEST_SECONDS = 8, 240
@@ -158,3 +159,24 @@ def process_pair(spread_recipe: Callable[..., Recipe], tmp_path_factory: pytest.
     for name in ("alone", "stopped", "stopped sharded"):
         pair.run_alone(name, pair.recipes[name])
     return pair
+
+
+@pytest.fixture
+def run_killed_at(
+    monkeypatch: pytest.MonkeyPatch, quiet_console: Console
+) -> Callable[[Recipe, RunDirectory, int], None]:
+    """Trains a recipe in a folder until it dies before the step after so many; whoever goes on with it lives."""
+    original = TrainingLoop._train_step
+
+    def run(recipe: Recipe, folder: RunDirectory, step: int) -> None:
+        def die(loop: TrainingLoop) -> None:
+            if loop.state.step == step:
+                raise SystemExit("killed")
+            original(loop)
+
+        with monkeypatch.context() as patches:
+            patches.setattr(TrainingLoop, "_train_step", die)
+            with pytest.raises(SystemExit):
+                distill(recipe, folder, quiet_console)
+
+    return run

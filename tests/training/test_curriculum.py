@@ -19,7 +19,6 @@ from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.checkpoint import TENSORS
 from asnn_goose.training.curriculum import FILE, measure_order, read_order
 from asnn_goose.training.distill import distill
-from asnn_goose.training.loop import TrainingLoop
 
 POCL = {
     "curriculum": {
@@ -66,19 +65,12 @@ def whole_run(request, small_recipe, tmp_path_factory):
     return request.param, recipe, folder, rows
 
 
-def test_a_run_cut_in_a_curriculum_and_resumed_ends_at_the_same_bits(whole_run, run_folder, monkeypatch, quiet_console):
+def test_a_run_cut_in_a_curriculum_and_resumed_ends_at_the_same_bits(
+    whole_run, run_folder, run_killed_at, quiet_console
+):
     _, recipe, whole, _ = whole_run
-    folder, original = run_folder(recipe), TrainingLoop._train_step
-
-    def die(loop):
-        if loop.state.step == 7:
-            raise SystemExit("killed")
-        original(loop)
-
-    monkeypatch.setattr(TrainingLoop, "_train_step", die)
-    with pytest.raises(SystemExit):
-        distill(recipe, folder, quiet_console)
-    monkeypatch.setattr(TrainingLoop, "_train_step", original)
+    folder = run_folder(recipe)
+    run_killed_at(recipe, folder, 7)
     distill(recipe, RunDirectory.open(folder.path), quiet_console)
     expected, found = (load_file(run.checkpoints / "last" / TENSORS) for run in (whole, folder))
     assert expected.keys() == found.keys()

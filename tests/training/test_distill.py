@@ -74,21 +74,12 @@ def test_the_exported_model_is_the_best_one_and_generates(finished_run: RunOutco
 
 
 def test_a_run_cut_short_and_resumed_ends_at_the_same_bits(
-    small_recipe: MakeRecipe, run_folder: MakeFolder, finished_run: RunOutcome, monkeypatch: pytest.MonkeyPatch,
-    quiet_console: Console,
+    small_recipe: MakeRecipe, run_folder: MakeFolder, finished_run: RunOutcome,
+    run_killed_at: Callable[[Recipe, RunDirectory, int], None], quiet_console: Console,
 ) -> None:  # fmt: skip
     recipe = small_recipe()
-    folder, original = run_folder(recipe), TrainingLoop._train_step
-
-    def die_at_seven(loop: TrainingLoop) -> None:
-        if loop.state.step == 7:
-            raise SystemExit("killed")
-        original(loop)
-
-    monkeypatch.setattr(TrainingLoop, "_train_step", die_at_seven)
-    with pytest.raises(SystemExit):
-        distill(recipe, folder, quiet_console)
-    monkeypatch.setattr(TrainingLoop, "_train_step", original)
+    folder = run_folder(recipe)
+    run_killed_at(recipe, folder, 7)
     resumed = distill(recipe, RunDirectory.open(folder.path), quiet_console)
     expected, found = last_weights(finished_run.folder), last_weights(resumed.folder)
     assert expected.keys() == found.keys()

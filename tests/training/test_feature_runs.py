@@ -70,22 +70,6 @@ def staged_folder(staged_run) -> RunDirectory:
     return staged_run[0]
 
 
-@pytest.fixture
-def dying_at(monkeypatch):
-    """Makes training die before it takes the step after so many; None lets it live."""
-    original = TrainingLoop._train_step
-
-    def arrange(step: int | None) -> None:
-        def die(running):
-            if running.state.step == step:
-                raise SystemExit("killed")
-            original(running)
-
-        monkeypatch.setattr(TrainingLoop, "_train_step", die)
-
-    return arrange
-
-
 def test_every_term_is_logged_with_what_counts_of_it(staged_folder):
     assert len(column(staged_folder, "hidden_error")) == 6
     assert all(-1.0 <= value <= 1.0 for value in column(staged_folder, "gradient_conflict"))
@@ -102,15 +86,14 @@ def test_what_learns_beside_the_student_is_in_checkpoints_and_not_in_the_model(s
     assert not [name for name in load_file(staged_folder.checkpoints / "last" / TENSORS) if "features" in name]
 
 
-def test_a_run_cut_short_and_resumed_ends_at_the_same_bits(staged, staged_folder, run_folder, dying_at, quiet_console):
+def test_a_run_cut_short_and_resumed_ends_at_the_same_bits(
+    staged, staged_folder, run_folder, run_killed_at, quiet_console
+):
     folder = run_folder(staged)
-    dying_at(4)
-    with pytest.raises(SystemExit):
-        distill(staged, folder, quiet_console)
+    run_killed_at(staged, folder, 4)
     kept = load_file(folder.checkpoints / "last" / TENSORS)
     assert "weight.features.alignment.projectors.0.0.weight" in kept
     assert "weight.features.alignment.mixtures.1.logits" in kept
-    dying_at(None)
     resumed = distill(staged, RunDirectory.open(folder.path), quiet_console)
     expected, found = (load_file(run.checkpoints / "last" / TENSORS) for run in (staged_folder, resumed.folder))
     assert expected.keys() == found.keys()
@@ -127,7 +110,7 @@ def test_a_second_stage_goes_on_with_the_projectors_of_the_first(staged_run):
 
 
 def test_dynamics_are_off_for_good_when_perplexity_rises_too_far(
-    small_recipe, run_folder, monkeypatch, quiet_console, dying_at
+    small_recipe, run_folder, monkeypatch, quiet_console, run_killed_at
 ):
     """Armed at step 6, the first evaluation behind step 4; fires at step 9, and stays so through a resume."""
     objective = {"feature_dynamics": {"kind": "cka", "warmup_steps": 4}, "semantic": {"begin_step": 1, "full_step": 3}}
@@ -136,12 +119,9 @@ def test_dynamics_are_off_for_good_when_perplexity_rises_too_far(
     found = iter([99.0, 99.0, 10.0, 11.5, 1.0, 1.0, 1.0])
     monkeypatch.setattr(loop, "student_perplexity", lambda *_: PerplexityResult(math.log(next(found)), 1))
     folder = run_folder(recipe)
-    dying_at(11)
-    with pytest.raises(SystemExit):
-        distill(recipe, folder, quiet_console)
+    run_killed_at(recipe, folder, 11)
     state = json.loads((folder.checkpoints / "last" / STATE).read_text())["state"]
     assert (state["dynamics_baseline"], state["dynamics_off"]) == (pytest.approx(10.0), True)
-    dying_at(None)
     distill(recipe, RunDirectory.open(folder.path), quiet_console)
     assert column(folder, "dynamics_share") == [0.0] * 4 + [1.0] * 5 + [0.0] * 4
     assert quiet_console.file.getvalue().count("feature dynamics are off for the rest of the run") == 1

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.checkpoint import TENSORS
 from asnn_goose.training.distill import distill
-from asnn_goose.training.loop import TrainingLoop
 
 STAGES = [
     {"kind": "align", "share": 1, "learning_rate": 2e-3},
@@ -64,20 +63,11 @@ def test_an_alignment_stage_holds_everything_but_the_mixers(staged_run, teacher)
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 7])
 def test_a_staged_run_cut_short_and_resumed_ends_at_the_same_bits(
-    small_recipe, run_folder, staged_run, monkeypatch, quiet_console, cut
+    small_recipe, run_folder, staged_run, run_killed_at, quiet_console, cut
 ):
     recipe = staged(small_recipe, controls=True)
-    folder, original = run_folder(recipe), TrainingLoop._train_step
-
-    def die(loop):
-        if loop.state.step == cut:
-            raise SystemExit("killed")
-        original(loop)
-
-    monkeypatch.setattr(TrainingLoop, "_train_step", die)
-    with pytest.raises(SystemExit):
-        distill(recipe, folder, quiet_console)
-    monkeypatch.setattr(TrainingLoop, "_train_step", original)
+    folder = run_folder(recipe)
+    run_killed_at(recipe, folder, cut)
     resumed = distill(recipe, RunDirectory.open(folder.path), quiet_console)
     expected, found = (load_file(run.checkpoints / "last" / TENSORS) for run in (staged_run.folder, resumed.folder))
     assert expected.keys() == found.keys()

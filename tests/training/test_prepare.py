@@ -16,7 +16,6 @@ from asnn_goose.presets import recipe_yaml
 from asnn_goose.run_dir import RunDirectory
 from asnn_goose.spikes.calibrate import GRID
 from asnn_goose.training.distill import distill
-from asnn_goose.training.loop import TrainingLoop
 from asnn_goose.training.prepare import replaced_blocks, stage_batches
 from asnn_goose.training.rows import PreparedText, TokenizedText
 from asnn_goose.training.stages import plan_stages
@@ -87,20 +86,11 @@ def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(whol
 
 
 def test_a_run_whose_channels_moved_into_an_untied_head_is_resumed_to_the_bit(
-    small_recipe, run_folder, quiet_console, monkeypatch, whole_runs
+    small_recipe, run_folder, quiet_console, run_killed_at, whole_runs
 ):
-    recipe, original = spiking_everywhere(small_recipe, migrate=True), TrainingLoop._train_step
+    recipe = spiking_everywhere(small_recipe, migrate=True)
     folder = run_folder(recipe)
-
-    def die(loop):
-        if loop.state.step == 3:
-            raise SystemExit("killed")
-        original(loop)
-
-    monkeypatch.setattr(TrainingLoop, "_train_step", die)
-    with pytest.raises(SystemExit):
-        distill(recipe, folder, quiet_console)
-    monkeypatch.setattr(TrainingLoop, "_train_step", original)
+    run_killed_at(recipe, folder, 3)
     models = [distill(recipe, folder, quiet_console).folder.model, whole_runs[True].folder.model]
     resumed, whole = (GooseForCausalLM.from_pretrained(model).state_dict() for model in models)
     assert all(torch.equal(weight, whole[name]) for name, weight in resumed.items())

@@ -57,19 +57,10 @@ def test_scheduled_weights_are_logged(whole):
 
 
 def test_a_run_cut_short_and_resumed_ends_at_the_same_temperature_to_the_bit(
-    recipe, whole, tmp_path, quiet_console, monkeypatch
+    recipe, whole, tmp_path, quiet_console, run_killed_at
 ):
-    folder, original = begin(tmp_path, recipe), TrainingLoop._train_step
-
-    def die(loop):
-        if loop.state.step == 8:
-            raise SystemExit("killed")
-        original(loop)
-
-    monkeypatch.setattr(TrainingLoop, "_train_step", die)
-    with pytest.raises(SystemExit):
-        distill(recipe, folder, quiet_console)
-    monkeypatch.setattr(TrainingLoop, "_train_step", original)
+    folder = begin(tmp_path, recipe)
+    run_killed_at(recipe, folder, 8)
     distill(recipe, RunDirectory.open(folder.path), quiet_console)
     expected, found = (load_file(run.checkpoints / "last" / TENSORS) for run in (whole.folder, folder))
     assert "weight.temperature.raw" in found
