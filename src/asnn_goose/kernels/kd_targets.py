@@ -19,7 +19,8 @@ from asnn_goose.kernels.kd_loss import check_shapes
 
 SMALLEST_TAIL = 1e-7
 """A tail's probability is at least this, of the teacher as of the student: one float32 step below 1."""
-SHORTEST = 1e-12
+ROUNDING = 16
+"""Changes of log probabilities shorter than so many roundings of them are no changes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,17 @@ def dynamics_sums(
     return head_loss(given, head, (wanted, teacher_head), None, loss)[0]
 
 
+def _direction(
+    before: Float[Tensor, "tokens words"], after: Float[Tensor, "tokens words"]
+) -> tuple[Float[Tensor, "tokens words"], Float[Tensor, "tokens 1"]]:
+    """The unit vector of each change and its length, zeros and infinity where nothing but rounding changed."""
+    change = after - before
+    length = change.norm(dim=-1, keepdim=True)
+    noise = ROUNDING * torch.finfo(change.dtype).eps * before.norm(dim=-1, keepdim=True)
+    length = torch.where(length > noise, length, torch.inf)
+    return change / length, length
+
+
 def _dynamics_rule(valid: Tensor, space: ChunkSpace) -> Rule:
     def rule(rows: slice, student: Tensor, teacher: Tensor | None) -> ChunkResult:
         """The change d takes the gradient (cos * d / |d| - t / |t|) / |d|, and hands it on to both layers' logits."""
@@ -119,10 +131,8 @@ def _dynamics_rule(valid: Tensor, space: ChunkSpace) -> Rule:
         counts = valid[rows.start // 2 : rows.stop // 2].to(student.dtype)
         first, second = student.log_softmax(dim=-1).unflatten(0, (-1, 2)).unbind(1)
         before, after = teacher.log_softmax(dim=-1).unflatten(0, (-1, 2)).unbind(1)
-        change, wanted = second - first, after - before
-        length = change.norm(dim=-1, keepdim=True).clamp_min(SHORTEST)
-        direction = wanted / wanted.norm(dim=-1, keepdim=True).clamp_min(SHORTEST)
-        unit = change / length
+        unit, length = _direction(first, second)
+        direction, _ = _direction(before, after)
         cosine = (unit * direction).sum(dim=-1, keepdim=True)
         gradient = None
         if space.gradient_wanted:
