@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from asnn_goose.presets import recipe_yaml
+from many_runs import PlannedRun, main, read_plan
+from spiking_frontier import read_run
+
+
+@pytest.fixture
+def plan(tmp_path, small_recipe):
+    """Writes a plan of runs of a small recipe."""
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(recipe_yaml(small_recipe(training={"steps": 4})))
+
+    def write(text):
+        path = tmp_path / "plan.yaml"
+        path.write_text(text.replace("RECIPE", str(recipe)))
+        return path
+
+    return write
+
+
+def test_a_run_has_the_plans_overrides_then_the_callers_then_its_own(plan):
+    path = plan("common: [a=1]\nruns:\n  one: {recipe: r, overrides: [b=2]}\n  quickstart: {}\n")
+    assert read_plan(path, ["c=3"]) == [
+        PlannedRun("one", "r", ("a=1", "c=3", "b=2")),
+        PlannedRun("quickstart", "quickstart", ("a=1", "c=3")),
+    ]
+
+
+@pytest.mark.parametrize("text", ["runs: [one]", "common: []", "runs: {one: {steps: 3}}", "3"])
+def test_what_is_no_plan_is_refused_in_one_line(plan, tmp_path, capsys, text):
+    assert main([str(plan(text)), "--out", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_that_is_not_there_is_refused_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "none.yaml"), "--out", str(tmp_path / "runs")]) == 2
+    assert "none.yaml: cannot be read" in capsys.readouterr().err
+
+
+def test_finished_runs_become_bundles_and_a_failed_one_is_named(plan, tmp_path, text_file, capsys):
+    path = plan("runs:\n  good: {recipe: RECIPE}\n  bad: {recipe: RECIPE, overrides: [spikes.levels=0]}\n")
+    given = [str(path), "--out", str(tmp_path / "runs"), "--text", str(text_file), "--windows", "32"]
+    assert main(given) == 1
+    said = capsys.readouterr().out
+    assert "good: " in said
+    assert "bad: failed" in said
+    found = json.loads((tmp_path / "runs" / "good.json").read_text())
+    assert found["evaluations"]["32"]["models"][0]["perplexity"] > 1
+    assert [line["step"] for line in found["metrics"] if "loss_nats" in line]
+    assert read_run(tmp_path / "runs" / "good.json", "good").results.student.perplexity is not None
