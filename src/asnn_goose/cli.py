@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,16 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from asnn_goose.cli_shared import (
+    EXIT_BAD_INPUT,
+    EXIT_CHECK_FAILED,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    ModelArgument,
+    make_console,
+    quiet_libraries,
+)
+from asnn_goose.cli_validate import validate
 from asnn_goose.environment import collect_environment
 from asnn_goose.errors import GooseError
 from asnn_goose.presets import load_recipe, recipe_name, recipe_names, recipe_schema, recipe_yaml
@@ -25,7 +34,6 @@ from asnn_goose.run_dir import (
     newest_unfinished,
 )
 
-EXIT_DONE, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 RUNS_ROOT = Path("runs")
 # typer brings a click of its own in some versions and imports the package in others; this is the base it raises.
 ClickError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -39,11 +47,6 @@ app = typer.Typer(
     help="Turn a pretrained transformer language model into a spiking recurrent student.",
     epilog="Start with: asnn-goose distill quickstart",
 )
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="Run folder, model directory, hub id, .gguf file, `pocket` or `smollm2`."),
-]
 
 
 @app.command(epilog="Example: asnn-goose distill quickstart data.path=book.txt training.steps=200 --out runs/book")
@@ -61,19 +64,19 @@ def distill(
     """Distill a teacher into a spiking student."""
     resolved = load_recipe(recipe, overrides or [])
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        folder, console = _run_folder(recipe, resolved, out, resume), _console()
+        folder, console = _run_folder(recipe, resolved, out, resume), make_console()
     else:
         # Of several processes the main one alone makes the folder and speaks.
-        _quiet_libraries()
+        quiet_libraries()
         from asnn_goose.training.distributed import decided_by_main, main_console
 
         folder = decided_by_main(lambda: _run_folder(recipe, resolved, out, resume))
-        console = main_console(_console())
+        console = main_console(make_console())
     if folder.is_finished:
         console.print(f"{folder.path} is finished already")
         _tell_results(folder, console, strict)
         return
-    _quiet_libraries()
+    quiet_libraries()
     from asnn_goose.training.distill import distill as run_distillation
 
     console.print(f"run folder {folder.path}", highlight=False)
@@ -106,21 +109,24 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Measure perplexity under one printed protocol."""
-    _quiet_libraries()
+    quiet_libraries()
     from asnn_goose.evaluation.command import EvaluationRequest, evaluate_models
 
     request = EvaluationRequest(model, data, teacher, window, tokens, protocol, dtype)
-    report = evaluate_models(request, _console(stderr=True))
+    report = evaluate_models(request, make_console(stderr=True))
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
         return
     table = Table("model", "parameters", "perplexity", "loss, nats per token")
     for row in report.rows:
         table.add_row(row.name, f"{row.parameters:,}", f"{row.perplexity:,.3f}", f"{row.loss_nats:.4f}")
-    _console().print(table)
+    make_console().print(table)
     if report.ratio is not None:
-        _console().print(f"ratio to {report.rows[-1].name}: {report.ratio:.3f}", highlight=False)
-    _console().print(f"protocol: {report.protocol}", highlight=False, soft_wrap=True)
+        make_console().print(f"ratio to {report.rows[-1].name}: {report.ratio:.3f}", highlight=False)
+    make_console().print(f"protocol: {report.protocol}", highlight=False, soft_wrap=True)
+
+
+app.command(epilog="Example: asnn-goose validate runs/quickstart-20260101-120000")(validate)
 
 
 @app.command(epilog='Example: asnn-goose generate runs/quickstart-20260101-120000 --prompt "The file is" --greedy')
@@ -134,7 +140,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Continue a prompt."""
-    _quiet_libraries()
+    quiet_libraries()
     from asnn_goose.inference.generation import SamplingOptions, continue_prompt
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -157,7 +163,7 @@ def presets(
         typer.echo(json.dumps(recipe_schema(), indent=2))
         return
     if table or runs is not None:
-        _console().print(rich_table(None if runs is None else our_runs(runs)))
+        make_console().print(rich_table(None if runs is None else our_runs(runs)))
         return
     if name is not None:
         typer.echo(recipe_yaml(load_recipe(name, overrides or [])), nl=False)
@@ -166,13 +172,13 @@ def presets(
     for entry in recipe_names():
         shipped = load_recipe(entry, [])
         listed.add_row(entry, shipped.teacher.name, shipped.description)
-    _console().print(listed)
+    make_console().print(listed)
 
 
 @app.command(epilog="Example: asnn-goose doctor")
 def doctor() -> None:
     """Check the machine: versions, kernels, speed, space, and whether the hub answers."""
-    _quiet_libraries()
+    quiet_libraries()
     from asnn_goose.doctor import examine_machine
 
     findings = examine_machine()
@@ -180,7 +186,7 @@ def doctor() -> None:
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "failed": "[red]failed[/]"}
     for finding in findings:
         table.add_row(finding.name, finding.text, marks[finding.verdict])
-    _console().print(table)
+    make_console().print(table)
     if any(finding.verdict == "failed" for finding in findings):
         raise typer.Exit(EXIT_CHECK_FAILED)
 
@@ -191,7 +197,7 @@ def _options(
     verbose: Annotated[bool, typer.Option("--verbose", help="Log what is chosen and why.")] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    handler = RichHandler(console=_console(stderr=True), show_time=False, show_path=False)
+    handler = RichHandler(console=make_console(stderr=True), show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("asnn_goose").setLevel(level)
     if version:
@@ -231,10 +237,6 @@ def _complain(message: str) -> int:
     return EXIT_BAD_INPUT
 
 
-def _console(stderr: bool = False) -> Console:
-    return Console(stderr=stderr)
-
-
 def _run_folder(recipe: str, resolved: Any, out: Path | None, resume: bool) -> RunDirectory:
     name = recipe_name(recipe)
     if resume:
@@ -261,11 +263,3 @@ def _tell_results(folder: RunDirectory, console: Console, strict: bool) -> None:
     print_results(folder, console)
     if strict and any(check.outcome == "failed" for check in folder.read_results().checks):
         raise typer.Exit(EXIT_CHECK_FAILED)
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' own logs and bars away from the user's screen; ours stay."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", module=r"(transformers|datasets|accelerate|huggingface_hub|torch)\b.*")

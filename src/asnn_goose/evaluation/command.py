@@ -94,7 +94,7 @@ def evaluate_models(request: EvaluationRequest, console: Console) -> EvaluationR
 def requested_protocol(request: EvaluationRequest) -> Protocol:
     """The protocol asked for, its gaps filled from the run's recipe if the model is a run folder."""
     base: Protocol = StandardProtocol()
-    if _is_run_folder(request.model):
+    if is_run_folder(request.model):
         base = load_recipe(str(Path(request.model) / "config.yaml"), []).evaluation
     if request.protocol is not None and request.protocol != base.kind:
         base = StandardProtocol() if request.protocol == "standard" else RecordedProtocol()
@@ -117,7 +117,7 @@ def evaluation_text(request: EvaluationRequest) -> str:
     if request.data is not None:
         documents = local_documents(Path(request.data), "text", None)
         return document_separator(documents, None).join(documents)
-    if not _is_run_folder(request.model):
+    if not is_run_folder(request.model):
         raise DataError(
             f"{request.model} is no run folder and has no text of its own: give --data FILE (or pocket, or pydoc)"
         )
@@ -141,5 +141,6 @@ def _measure(loaded: LoadedModel, windows: EvaluationWindows, console: Console) 
     return EvaluationRow(loaded.name, int(loaded.model.num_parameters()), result.perplexity, result.loss_nats)
 
 
-def _is_run_folder(name: str) -> bool:
+def is_run_folder(name: str) -> bool:
+    """Whether a model's name is that of a run folder."""
     return (Path(name) / "config.yaml").is_file()

@@ -1,0 +1,191 @@
+"""What a stream of observations shows of a student's spikes: health, information, probes and similarity, in one pass.
+
+The first rows calibrate: they give principal components and the borders of bins, and count for nothing else. Of the
+rows behind them probes are fitted to the first half and judged on the second. Nothing is kept but sums, so memory does
+not grow with the text, and sums are of whole rows in float64 or whole numbers, so batches do not change them.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asnn_goose.config_validation import ValidationOptions
+from asnn_goose.errors import DataError
+from asnn_goose.evaluation.layer_targets import LayerTargets
+from asnn_goose.evaluation.observation import Observation, SiteObservation
+from asnn_goose.evaluation.similarity_evidence import SimilarityEvidence
+from asnn_goose.evaluation.site_information import InformationCounts, spread_channels
+from asnn_goose.evaluation.site_probe import ProbeEvidence
+from asnn_goose.evaluation.spike_health import HealthCounts
+from asnn_goose.evaluation.teacher_targets import FIRST_COUNTED, TeacherTargets, fit_targets
+from asnn_goose.information.bins import equal_mass_borders
+from asnn_goose.information.permutations import check_enough_rows, least_rows
+from asnn_goose.validation_results import Representation, SiteHealth, SiteInformation, SiteProbe
+
+Place = tuple[int, str]
+"""Block and site."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything but what replacing spikes does."""
+
+    health: tuple[SiteHealth, ...]
+    information: tuple[SiteInformation, ...]
+    probes: tuple[SiteProbe, ...]
+    representation: Representation
+
+
+@dataclass(frozen=True)
+class PlainEvidence:
+    """What a student beside the one that is validated is compared by: bits by place, similarities by what and block."""
+
+    information_bits: dict[Place, float]
+    probe_bits: dict[Place, float]
+    cka: dict[tuple[str, int], float | None]
+
+
+class _Site:
+    """All accumulators of one site."""
+
+    def __init__(self, seen: SiteObservation, levels: int, targets: TeacherTargets, plan: "SpikeEvidence") -> None:
+        options, width = plan.options, seen.spikes.shape[-1]
+        channels = spread_channels(width, options.channels).to(seen.spikes.device)
+        values = seen.preactivations[:, FIRST_COUNTED:, channels].flatten(0, 1)
+        borders = equal_mass_borders(values, options.bins)
+        self.health = HealthCounts(width, levels, seen.spikes.device)
+        self.information = InformationCounts(levels, options, targets, borders, channels, plan.plain)
+        self.probe = ProbeEvidence(width, targets, plan.fitted_rows, options.seed, plan.plain)
+
+
+class SpikeEvidence:
+    """Takes in observations row by row.
+
+    Args:
+        options: How much is looked at.
+        layers: Which of the teacher's states each inside stands for.
+        rows: Rows that will come, those of the calibration included.
+        levels: Largest spike D.
+        plain: Whether neither null nor controls are wanted, as for a student that is only compared with.
+
+    Raises:
+        DataError: Too few rows for the calibration, two halves and the null; says how many are needed.
+    """
+
+    def __init__(
+        self, options: ValidationOptions, layers: LayerTargets, rows: int, levels: int, plain: bool = False
+    ) -> None:
+        check_rows(rows, options)
+        self.options, self.layers, self.plain = options, layers, plain
+        self.fitted_rows = (rows - options.calibration_rows) // 2
+        self._levels, self._rows_seen = levels, 0
+        self._waiting: list[Observation] = []
+        self._targets: dict[int, TeacherTargets] = {}
+        self._sites: dict[Place, _Site] = {}
+        self._similarity = SimilarityEvidence(layers, options.seed, plain)
+
+    def add(self, seen: Observation) -> None:
+        """Take in whole rows, in their order."""
+        missing = self.options.calibration_rows - sum(part.rows for part in self._waiting) if not self._targets else 0
+        if missing > 0:
+            self._waiting.append(rows_of(seen, slice(None, missing)))
+            if missing > seen.rows:
+                return
+            if missing == seen.rows:
+                self._calibrate()
+                return
+            self._calibrate()
+            seen = rows_of(seen, slice(missing, None))
+        first_row = self._rows_seen
+        scores = {state: targets.scores(seen.teacher_hidden[state]) for state, targets in self._targets.items()}
+        for place, site in self._sites.items():
+            found, wanted = seen.sites[place], scores[self.layers.state_of(*place)]
+            site.health.add(found.spikes)
+            site.information.add(found, wanted, first_row)
+            site.probe.add(found, wanted, first_row)
+        self._similarity.add(seen, first_row)
+        self._rows_seen += seen.rows
+
+    def finish(self) -> Evidence:
+        """What it all amounts to."""
+        states = {place: self.layers.state_of(*place) for place in self._sites}
+        return Evidence(
+            tuple(site.health.summary(*place) for place, site in self._sites.items()),
+            tuple(site.information.summary(*place, states[place]) for place, site in self._sites.items()),
+            tuple(site.probe.summary(*place, states[place]) for place, site in self._sites.items()),
+            self._similarity.summary(),
+        )
+
+    def finish_plain(self) -> PlainEvidence:
+        """The few figures that another student is compared by."""
+        return PlainEvidence(
+            {place: site.information.spikes_bits() for place, site in self._sites.items()},
+            {place: site.probe.spikes_bits() for place, site in self._sites.items()},
+            {(entry.what, entry.layer): entry.cka for entry in self._similarity.summary().matched},
+        )
+
+    def _calibrate(self) -> None:
+        seen = join_rows(self._waiting)
+        self._waiting = []
+        options = self.options
+        for state in sorted({*self.layers.given.values(), *self.layers.made.values()}):
+            self._targets[state] = fit_targets(seen.teacher_hidden[state], options.components, options.bins)
+        for place, site in sorted(seen.sites.items()):
+            if self.layers.covers(*place):
+                self._sites[place] = _Site(site, self._levels, self._targets[self.layers.state_of(*place)], self)
+
+
+def collect_evidence(evidence: SpikeEvidence, observations: Iterable[Observation]) -> SpikeEvidence:
+    """The same, with all observations taken in."""
+    for seen in observations:
+        evidence.add(seen)
+    return evidence
+
+
+def rows_needed(options: ValidationOptions) -> int:
+    """Least rows for a calibration, two rows for each half, and as many arrangements as the null has permutations."""
+    return options.calibration_rows + max(4, least_rows(options.permutations, options.permuted_rows))
+
+
+def check_rows(rows: int, options: ValidationOptions) -> None:
+    """Refuse a text that is too short.
+
+    Raises:
+        DataError: Too few rows; says how many tokens are needed.
+    """
+    needed = rows_needed(options)
+    if rows < needed:
+        raise DataError(
+            f"the text has {rows} rows of {options.window} tokens; {options.calibration_rows} to calibrate and a null "
+            f"of {options.permutations} permutations need {needed} ({needed * options.window:,} tokens): give more text"
+        )
+    check_enough_rows(rows - options.calibration_rows, options.permutations, options.permuted_rows)
+
+
+def rows_of(seen: Observation, part: slice) -> Observation:
+    """Some rows of an observation."""
+    return _map_rows([seen], lambda parts: parts[0][part])
+
+
+def join_rows(seen: list[Observation]) -> Observation:
+    """Several observations as one."""
+    return _map_rows(seen, torch.cat)
+
+
+def _map_rows(seen: list[Observation], merge: Callable[[list[Tensor]], Tensor]) -> Observation:
+    """Each tensor of the observations made one of theirs."""
+    first = seen[0]
+    return Observation(
+        {
+            place: SiteObservation(
+                merge([part.sites[place].spikes for part in seen]),
+                merge([part.sites[place].preactivations for part in seen]),
+            )
+            for place in first.sites
+        },
+        {block: merge([part.states[block] for part in seen]) for block in first.states},
+        tuple(merge(list(parts)) for parts in zip(*(part.block_outputs for part in seen), strict=True)),
+        tuple(merge(list(parts)) for parts in zip(*(part.teacher_hidden for part in seen), strict=True)),
+    )

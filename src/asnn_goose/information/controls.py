@@ -1,0 +1,102 @@
+"""What takes the place of spikes to see what is lost with them, each keeping something and destroying the rest.
+
+All share one signature. A row's draws follow from the seed and its index in the text alone, so batches change nothing;
+other sites take other seeds if they are to be drawn independently.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from jaxtyping import Int64, Real, Shaped
+from torch import Tensor
+
+from asnn_goose.information.randomness import generator_for
+
+KEPT_ORDERS = 64
+"""Rows and widths whose orders are kept: many sites ask for the same ones, one after another."""
+# Of spikes, the seed and the index of the batch's first row.
+Control = Callable[[Tensor, int, int], Tensor]
+
+
+def shift_in_time(
+    spikes: Real[Tensor, "rows time width"], seed: int, first_row: int
+) -> Real[Tensor, "rows time width"]:
+    """Each row turned by at least a quarter of its length either way: its content stands, elsewhere.
+
+    Keeps rates, which channels spike together, and what follows what (the row's circular autocorrelation).
+
+    Raises:
+        ValueError: Rows of fewer than 2 tokens.
+    """
+    time = spikes.shape[1]
+    least = -(-time // 4)
+    if time < 2:
+        raise ValueError(f"a shift in time needs rows of at least 2 tokens, got {time}")
+    offsets = _draw(
+        spikes, seed, first_row, lambda generator: torch.randint(least, time - least + 1, (1,), generator=generator)
+    )
+    places = (torch.arange(time, device=spikes.device) - offsets) % time
+    return _take(spikes, places.unsqueeze(-1))
+
+
+def shuffle_in_time(
+    spikes: Real[Tensor, "rows time width"], seed: int, first_row: int
+) -> Real[Tensor, "rows time width"]:
+    """The tokens of each row in another order: keeps rates and which channels spike together."""
+    time = spikes.shape[1]
+    places = _draw(spikes, seed, first_row, lambda generator: torch.randperm(time, generator=generator))
+    return _take(spikes, places.unsqueeze(-1))
+
+
+def rate_matched_noise(
+    spikes: Real[Tensor, "rows time width"], seed: int, first_row: int
+) -> Real[Tensor, "rows time width"]:
+    """Each channel of each row in an order of its own: noise that knows no token.
+
+    Keeps each channel's values, and with them its rate, magnitudes and balance of signs, exactly: they are drawn
+    without replacement.
+    """
+    _, time, width = spikes.shape
+    rows = range(first_row, first_row + len(spikes))
+    return _take(spikes, torch.stack([_orders(seed, row, time, width) for row in rows]).to(spikes.device))
+
+
+@lru_cache(maxsize=KEPT_ORDERS)
+def _orders(seed: int, row: int, time: int, width: int) -> Int64[Tensor, "time width"]:
+    """An order of a row's tokens for each channel, the same for all sites of one width."""
+    keys = torch.rand(width, time, generator=generator_for(seed, row))
+    # Stable: equal keys stand in one order on every device.
+    return keys.argsort(dim=1, stable=True).T
+
+
+def shuffle_signs(
+    spikes: Real[Tensor, "rows time width"], seed: int, first_row: int
+) -> Real[Tensor, "rows time width"]:
+    """Each spike with a sign drawn by a fair coin: keeps where spikes are and how large."""
+    coins = _draw(spikes, seed, first_row, lambda generator: torch.randint(2, spikes.shape[1:], generator=generator))
+    return spikes.abs() * (2 * coins - 1).to(spikes.dtype)
+
+
+def flip_signs(spikes: Real[Tensor, "rows time width"], seed: int, first_row: int) -> Real[Tensor, "rows time width"]:
+    """Each spike with the other sign: keeps all information, for whoever knows; nothing is drawn."""
+    del seed, first_row
+    return -spikes
+
+
+def _draw(
+    spikes: Real[Tensor, "rows time width"],
+    seed: int,
+    first_row: int,
+    draw: Callable[[torch.Generator], Tensor],
+) -> Shaped[Tensor, "rows ..."]:
+    """One draw a row, on the device of the spikes."""
+    rows = range(first_row, first_row + len(spikes))
+    return torch.stack([draw(generator_for(seed, row)) for row in rows]).to(spikes.device)
+
+
+def _take(
+    spikes: Real[Tensor, "rows time width"], places: Shaped[Tensor, "rows time channels"]
+) -> Real[Tensor, "rows time width"]:
+    """Of each row the tokens at these places; one list of places may serve all channels."""
+    return spikes.gather(1, places.expand(spikes.shape))

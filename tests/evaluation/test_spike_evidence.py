@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from asnn_goose.config_validation import ValidationOptions
+from asnn_goose.errors import DataError
+from asnn_goose.evaluation.layer_targets import LayerTargets
+from asnn_goose.evaluation.spike_evidence import SpikeEvidence, check_rows, rows_needed
+from asnn_goose.evaluation.synthetic_spikes import SITES, synthetic_observations
+
+ROWS, TIME = 32, 48
+OPTIONS = ValidationOptions(
+    window=TIME, calibration_rows=8, components=2, bins=4, permutations=39, permuted_rows=8, channels=8,
+    neighbor_tokens=100,
+)  # fmt: skip
+LAYERS = LayerTargets({0: 0}, {0: 2})
+
+
+def evidence(rows=ROWS, rows_per_batch=8, plain=False):
+    made = SpikeEvidence(OPTIONS, LAYERS, rows, levels=1, plain=plain)
+    for seen in synthetic_observations("perfect", 0, rows, TIME, 16, rows_per_batch=rows_per_batch):
+        made.add(seen)
+    return made
+
+
+def numbers(found):
+    """Every figure, by where it stands."""
+    records = (*found.health, *found.information, *found.probes, *found.representation.matched)
+    dumped = [record.model_dump() for record in records]
+    return [(str(path), value) for part in dumped for path, value in flattened(part)]
+
+
+def flattened(part, path=()):
+    if isinstance(part, dict):
+        return [leaf for key, value in part.items() for leaf in flattened(value, (*path, key))]
+    return [(path, part)]
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 5, 32])
+def test_batches_change_no_figure(rows_per_batch):
+    # 8 rows calibrate, so that a batch of 5 or 32 is cut.
+    one, other = numbers(evidence().finish()), numbers(evidence(rows_per_batch=rows_per_batch).finish())
+    assert [path for path, _ in one] == [path for path, _ in other]
+    for (path, value), (_, again) in zip(one, other, strict=True):
+        assert value == again or value == pytest.approx(again, abs=1e-6), path
+
+
+def test_every_site_of_every_block_has_its_figures():
+    found = evidence().finish()
+    places = sorted((0, site) for site in SITES)
+    for records in (found.health, found.information, found.probes):
+        assert sorted((record.layer, record.site) for record in records) == places
+    assert {entry.what for entry in found.representation.matched} == {"k", "v", "state", "block_output"}
+
+
+def test_the_plain_form_gives_the_same_figures_of_the_spikes():
+    found, plain = evidence().finish(), evidence(plain=True).finish_plain()
+    for entry in found.information:
+        assert plain.information_bits[entry.layer, entry.site] == pytest.approx(entry.spikes_bits, rel=1e-5)
+    for entry in found.probes:
+        assert plain.probe_bits[entry.layer, entry.site] == pytest.approx(entry.spikes_bits, rel=1e-5)
+    for entry in found.representation.matched:
+        assert plain.cka[entry.what, entry.layer] == entry.cka
+
+
+def test_memory_does_not_grow_with_the_text():
+    assert held(evidence(rows=64)) == held(evidence(rows=32))
+
+
+def held(made):
+    """Numbers in all tensors that the evidence holds on to."""
+    seen, waiting, total = set(), [made], 0
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.Tensor):
+            total += part.numel()
+        elif isinstance(part, dict):
+            waiting += part.values()
+        elif isinstance(part, (list, tuple)):
+            waiting += part
+        elif hasattr(part, "__dict__"):
+            waiting += vars(part).values()
+    return total
+
+
+def test_a_text_of_too_few_rows_is_refused_and_told_what_is_needed():
+    needed = rows_needed(OPTIONS)
+    check_rows(needed, OPTIONS)
+    with pytest.raises(
+        DataError, match=rf"has {needed - 1} rows of 48 tokens; .* need {needed} \({needed * 48} tokens\)"
+    ):
+        check_rows(needed - 1, OPTIONS)

@@ -1,0 +1,18 @@
+import os
+import warnings
+
+from asnn_goose.cli_shared import make_console, quiet_libraries
+
+
+def test_results_and_what_is_none_go_to_different_streams(capsys):
+    make_console().print("result")
+    make_console(stderr=True).print("progress")
+    assert capsys.readouterr() == ("result\n", "progress\n")
+
+
+def test_libraries_are_quiet_and_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    with warnings.catch_warnings():
+        quiet_libraries()
+    assert (os.environ["TRANSFORMERS_VERBOSITY"], os.environ["TOKENIZERS_PARALLELISM"]) == ("info", "true")
