@@ -131,6 +131,18 @@ def test_spikes_of_another_token_are_found_out():
     assert failed(criteria) == {"aligned"}
 
 
+def test_what_reads_the_state_may_tell_most_of_a_token_before():
+    reader = (0, "mixer_out")
+    sites = (*SITES, reader)
+    _, criteria = judged(
+        sites=sites,
+        information=[*(information(site) for site in SITES), information(reader, best_lag=1)],
+        probes=[probe(site) for site in sites],
+        causal=use(k={"zeroed": 2.0}, v={"zeroed": 1.2}, mixer_out={"zeroed": 2.0}),
+    )
+    assert not failed(criteria)
+
+
 @pytest.mark.parametrize(
     ("changes", "lost"),
     [
