@@ -53,6 +53,7 @@ def test_the_wheel_holds_recipes_teacher_text_and_templates_and_stays_small(whee
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_the_wheel_installed_elsewhere_distills(wheel: Path, tmp_path: Path, private_cache: Path) -> None:
     run(sys.executable, "-m", "venv", "--without-pip", "fresh", cwd=tmp_path)
     binaries = tmp_path / "fresh" / "bin"

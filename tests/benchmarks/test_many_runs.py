@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from asnn_goose.presets import recipe_yaml
+from asnn_goose.presets import load_recipe, recipe_yaml
 from many_runs import PlannedRun, main, read_plan
 from spiking_frontier import read_run
 
@@ -54,3 +55,11 @@ def test_finished_runs_become_bundles_and_a_failed_one_is_named(plan, tmp_path, 
     assert found["evaluations"]["32"]["models"][0]["perplexity"] > 1
     assert [line["step"] for line in found["metrics"] if "loss_nats" in line]
     assert read_run(tmp_path / "runs" / "good.json", "good").results.student.perplexity is not None
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "benchmarks" / "plans").glob("*.yaml")), ids=str)
+def test_every_run_of_a_shipped_plan_is_a_recipe(path):
+    runs = read_plan(path, [])
+    assert len(runs) >= 8
+    for run in runs:
+        assert load_recipe(run.recipe, run.overrides).stages

@@ -32,11 +32,11 @@ def run(trained_run):
     return str(trained_run.folder.path)
 
 
-def test_a_run_folder_is_validated_on_its_own_text_against_its_own_teacher(run, console):
+def test_a_run_folder_is_validated_on_its_own_text_against_its_own_teacher(run, teacher_directory, console):
     results = validate_model(ValidationRequest(run, tokens=2048), OPTIONS, console)
     folder = Path(run) / "validation"
     assert ValidationResults.from_json((folder / "validation.json").read_text()) == results
-    assert (results.teacher, results.text.rows, results.text.window) == ("pocket", 32, 64)
+    assert (results.teacher, results.text.rows, results.text.window) == (str(teacher_directory), 32, 64)
     assert sorted(path.suffix for path in folder.iterdir()).count(".png") >= 1
 
 
