@@ -1,10 +1,13 @@
 """What every measured record is made of: numbers that may be missing, and curves over steps."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from asnn_goose.errors import RunFolderError
 
 
 def finite_or_none(value: Any) -> Any:
@@ -24,6 +27,40 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+def read_record(kind: type[Kind], version: int, text: str, source: str, command: str) -> Kind:
+    """A record with a `schema_version` from a JSON text.
+
+    Args:
+        kind: What it is a record of.
+        version: The schema version that is read.
+        text: The JSON.
+        source: What the text is called where it is refused.
+        command: What makes it anew.
+
+    Raises:
+        RunFolderError: The text is no JSON, has another schema version, or lacks or adds a key.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise RunFolderError(f"{source} is not JSON ({error}); run `{command}` again") from error
+    found = fields.get("schema_version") if isinstance(fields, dict) else None
+    if found != version:
+        raise RunFolderError(
+            f"{source} has schema version {found!r}, this asnn-goose reads {version}; "
+            "read it with the version that wrote it"
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise RunFolderError(f"{source}: {path}: {first['msg']}; the file was changed by hand") from error
 
 
 class Curve(Record):

@@ -1,14 +1,12 @@
 """results.json: what a run measured, typed, with units, and null wherever nothing was measured."""
 
-import json
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from asnn_goose.checks import Check
-from asnn_goose.errors import RunFolderError
 from asnn_goose.health import Health
-from asnn_goose.measurements import Count, Curve, Curves, Measured, Record
+from asnn_goose.measurements import Count, Curve, Curves, Measured, Record, read_record
 from asnn_goose.recorded import Comparison
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -270,19 +268,4 @@ class Results(Record):
         Raises:
             RunFolderError: The text is no JSON, has another schema version, or lacks or adds a key.
         """
-        try:
-            fields = json.loads(text)
-        except ValueError as error:
-            raise RunFolderError(f"{source} is not JSON ({error}); run `asnn-goose evaluate` again") from error
-        found = fields.get("schema_version") if isinstance(fields, dict) else None
-        if found != SCHEMA_VERSION:
-            raise RunFolderError(
-                f"{source} has schema version {found!r}, this asnn-goose reads {SCHEMA_VERSION}; "
-                "read it with the version that wrote it"
-            )
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            path = ".".join(str(part) for part in first["loc"])
-            raise RunFolderError(f"{source}: {path}: {first['msg']}; the file was changed by hand") from error
+        return read_record(cls, SCHEMA_VERSION, text, source, "asnn-goose evaluate")

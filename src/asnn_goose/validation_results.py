@@ -4,14 +4,12 @@ Equal validations are equal to the byte: figures have six digits, entries and ke
 tells when, where or how fast they were measured. What was not measured is null.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from asnn_goose.config_validation import ValidationOptions
-from asnn_goose.errors import RunFolderError
-from asnn_goose.measurements import Count, Record
+from asnn_goose.measurements import Count, Record, read_record
 from asnn_goose.validation_verdicts import RecordedEstimates, RecordedVerdict, Rounded, SoundVerdict
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -243,19 +241,4 @@ class ValidationResults(Record):
         Raises:
             RunFolderError: The text is no JSON, has another schema version, or lacks or adds a key.
         """
-        try:
-            fields = json.loads(text)
-        except ValueError as error:
-            raise RunFolderError(f"{source} is not JSON ({error}); run `asnn-goose validate` again") from error
-        found = fields.get("schema_version") if isinstance(fields, dict) else None
-        if found != SCHEMA_VERSION:
-            raise RunFolderError(
-                f"{source} has schema version {found!r}, this asnn-goose reads {SCHEMA_VERSION}; "
-                "read it with the version that wrote it"
-            )
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            path = ".".join(str(part) for part in first["loc"])
-            raise RunFolderError(f"{source}: {path}: {first['msg']}; the file was changed by hand") from error
+        return read_record(cls, SCHEMA_VERSION, text, source, "asnn-goose validate")
