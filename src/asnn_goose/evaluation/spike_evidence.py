@@ -5,7 +5,7 @@ rows behind them probes are fitted to the first half and judged on the second. N
 not grow with the text, and sums are of whole rows in float64 or whole numbers, so batches do not change them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -135,13 +135,6 @@ class SpikeEvidence:
         for place, site in sorted(seen.sites.items()):
             if self.layers.covers(*place):
                 self._sites[place] = _Site(site, self._levels, self._targets[self.layers.state_of(*place)], self)
-
-
-def collect_evidence(evidence: SpikeEvidence, observations: Iterable[Observation]) -> SpikeEvidence:
-    """The same, with all observations taken in."""
-    for seen in observations:
-        evidence.add(seen)
-    return evidence
 
 
 def rows_needed(options: ValidationOptions) -> int:

@@ -18,7 +18,7 @@ from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.errors import ConfigError, DataError
 from asnn_goose.evaluation.layer_targets import LayerTargets, layer_targets
 from asnn_goose.evaluation.observation import Observation
-from asnn_goose.evaluation.observe import encoders_by_place, observe
+from asnn_goose.evaluation.observe import encoders_by_place, has_spikes, observe
 from asnn_goose.evaluation.recorded_estimators import recorded_estimates
 from asnn_goose.evaluation.spike_causality import SpikeUse, causal_use
 from asnn_goose.evaluation.spike_evidence import Evidence, PlainEvidence, SpikeEvidence, check_rows
@@ -92,8 +92,7 @@ class SpikeValidation:
             DataError: Too few rows, or of unequal length.
             TeacherError: A teacher whose blocks are not known.
         """
-        places = encoders_by_place(student)
-        if not places:
+        if not has_spikes(student):
             raise ConfigError(
                 f"{names[0]} has no spikes to validate: train it with spikes.sites, such as recorded or all"
             )
@@ -110,7 +109,7 @@ class SpikeValidation:
         on_progress("replacing spikes", 0, 1)
         causal = causal_records(causal_use(student, rows, options))
         evidence = compared(evidence, untrained, twin)
-        wanted = [place for place in places if layers.covers(*place)]
+        wanted = [place for place in encoders_by_place(student) if layers.covers(*place)]
         results = ValidationResults(
             model=names[0],
             teacher=teacher.name,
