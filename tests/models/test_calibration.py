@@ -8,6 +8,7 @@ from asnn_goose.models.calibration import (
     calibrate_outputs,
     calibrated_encoders,
     dense_encoders,
+    limit_events,
 )
 from asnn_goose.models.configuration import GooseConfig
 from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer, GooseShape
@@ -135,6 +136,24 @@ def test_every_threshold_is_calibrated(make_student, ids):
     again = [float(part.alpha) for part in chosen]
     calibrate_encoders(student, ids)
     assert [float(part.alpha) for part in chosen] == again
+
+
+def test_limits_raise_thresholds_to_so_many_events_and_leave_higher_ones(make_student, ids):
+    student = make_student(**GOOSE, spikes=EVERYWHERE)
+    chosen = calibrated_encoders(student)
+    calibrate_encoders(student, ids)
+    before = [float(part.alpha) for part in chosen]
+    limit_events(student, ids, dict.fromkeys(chosen[:-1], 0.2) | {chosen[-1]: 1.9})
+    after = [float(part.alpha) for part in chosen]
+    assert after[-1] == before[-1]
+    seen = {}
+    with torch.no_grad(), dense_encoders(student, lambda part, x: seen.__setitem__(part, x)):
+        student(ids)
+    for part, old, new in zip(chosen[:-1], before, after, strict=False):
+        events = float(part(seen[part]).values.abs().mean())
+        assert events <= 0.2
+        assert events > 0.1 or new == old
+    assert sum(new > old for old, new in zip(before, after, strict=True)) > len(chosen) // 2
 
 
 @torch.no_grad()

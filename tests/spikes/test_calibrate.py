@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from asnn_goose.spikes import calibrate
-from asnn_goose.spikes.calibrate import GRID, alpha_errors, best_alpha
+from asnn_goose.spikes.calibrate import GRID, alpha_errors, best_alpha, factor_events, quiet_alpha
 from asnn_goose.spikes.encoder import SpikeEncoder
 
 
@@ -50,3 +50,23 @@ def test_chunks_and_batches_add_up(monkeypatch):
 
 def test_silence_leaves_the_smallest_factor():
     assert float(best_alpha(alpha_errors(encoder(2), torch.zeros(3, 32)))) == pytest.approx(GRID[0])
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+def test_events_are_those_of_an_encoder_with_this_factor(levels, monkeypatch):
+    x = noise(6, 7, 32)
+    monkeypatch.setattr(calibrate, "CHUNK_VALUES", 100)
+    events = factor_events(encoder(levels), x)
+    for place in (0, 12, 31):
+        assert float(events[place]) == float(encoder(levels, alpha=GRID[place])(x).values.abs().sum())
+
+
+def test_the_quiet_factor_is_the_smallest_with_no_more_events():
+    x = noise(200, 32)
+    events = factor_events(encoder(1), x)
+    alpha = float(quiet_alpha(events, 0.25 * x.numel()))
+    place = min(range(len(GRID)), key=lambda index: abs(GRID[index] - alpha))
+    assert events[place] <= 0.25 * x.numel() < events[place - 1]
+    # A quarter of normal numbers lies beyond 1.15 deviations, which are 1.44 mean magnitudes.
+    assert alpha == pytest.approx(1.44, rel=0.18)
+    assert float(quiet_alpha(events, -1.0)) == pytest.approx(GRID[-1])

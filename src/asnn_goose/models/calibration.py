@@ -8,7 +8,7 @@ Thresholds of encoders start where spikes come nearest to the dense student's ac
 The idea of setting these from attention statistics: Taylor-Calibrate (arXiv 2606.16429); grid and regression are ours.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -22,7 +22,7 @@ from asnn_goose.models.goose_mixer import LEAST_LOG_DECAY, GooseMixer
 from asnn_goose.models.spiking_linear import layer_input
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import BlockRecord, SublayerRecord
-from asnn_goose.spikes.calibrate import alpha_errors, best_alpha
+from asnn_goose.spikes.calibrate import alpha_errors, best_alpha, factor_events, quiet_alpha
 from asnn_goose.spikes.encoder import SpikeEncoder, Spikes
 
 TIMESCALES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
@@ -89,6 +89,33 @@ def calibrate_encoders(student: GooseForCausalLM, input_ids: Int[Tensor, "batch 
             student.model(input_ids=part)
     for encoder, error in errors.items():
         cast(nn.Parameter, encoder.alpha).copy_(best_alpha(error))
+
+
+@torch.no_grad()
+def limit_events(
+    student: GooseForCausalLM, input_ids: Int[Tensor, "batch time"], wanted: Mapping[SpikeEncoder, float]
+) -> None:
+    """Raise threshold factors that are kept to where the dense student's activations make so many events at most.
+
+    Where a factor is above that already, it stays. With fewer events from the first step on, what an objective says of
+    them has little left to pull at.
+    """
+    seen = {encoder: 0 for encoder in wanted if isinstance(encoder.alpha, nn.Parameter)}
+    events: dict[SpikeEncoder, Tensor] = {}
+
+    def add(encoder: SpikeEncoder, x: Tensor) -> None:
+        """Add the events of one pass."""
+        if encoder in seen:
+            seen[encoder] += x.numel()
+            found = factor_events(encoder, x)
+            events[encoder] = events[encoder] + found if encoder in events else found
+
+    with dense_encoders(student, add):
+        for part in input_ids[: max(1, ENCODER_TOKENS // input_ids.shape[1])].split(ENCODER_ROWS):
+            student.model(input_ids=part)
+    for encoder, found in events.items():
+        alpha = cast(nn.Parameter, encoder.alpha)
+        alpha.clamp_(min=quiet_alpha(found, wanted[encoder] * seen[encoder]).to(alpha.dtype))
 
 
 def output_norms(student: GooseForCausalLM) -> list[nn.RMSNorm]:

@@ -1,4 +1,4 @@
-"""The threshold factor whose spikes come nearest to the activations they stand for, by a search over a grid.
+"""The threshold factor whose spikes come nearest to what they stand for, or of which there are few, on a grid.
 
 For each alpha of the grid the error is the sum over tokens and channels of (x - step * values)^2, with the step and the
 values of `spikes/encoder.py`. Errors of several batches add up, so that a few tokens at a time suffice.
@@ -32,3 +32,22 @@ def alpha_errors(encoder: SpikeEncoder, x: Float[Tensor, "*batch width"]) -> Flo
 def best_alpha(errors: Float[Tensor, " candidates"]) -> Float[Tensor, ""]:
     """The factor of the grid with the least error, the smaller of two; as a tensor, so that no device is waited for."""
     return torch.tensor(GRID, device=errors.device, dtype=errors.dtype)[errors.argmin()]
+
+
+@torch.no_grad()
+def factor_events(encoder: SpikeEncoder, x: Float[Tensor, "*batch width"]) -> Float[Tensor, " candidates"]:
+    """The events of each factor of the grid, sum |spike| over the activations, in float64."""
+    tokens = x.flatten(end_dim=-2)
+    events = torch.zeros(len(GRID), dtype=torch.float64, device=x.device)
+    for part in tokens.split(max(1, CHUNK_VALUES // tokens.shape[-1])):
+        given = part if part.dtype == torch.float64 else part.float()
+        for place, alpha in enumerate(GRID):
+            events[place] += encoder.quantize(given / encoder.step(given, alpha)).abs().double().sum()
+    return events
+
+
+def quiet_alpha(events: Float[Tensor, " candidates"], most: float) -> Float[Tensor, ""]:
+    """The smallest factor of the grid with at most so many events, else the largest; as a tensor, as above."""
+    # Events fall as the factor rises.
+    too_many = (events > most).sum().clamp_max(len(GRID) - 1)
+    return torch.tensor(GRID, device=events.device, dtype=events.dtype)[too_many]

@@ -9,7 +9,7 @@ from asnn_goose.config import Recipe
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.data.batches import BatchPlan
 from asnn_goose.evaluation.perplexity import EvaluationWindows, evaluation_windows, measure_perplexity
-from asnn_goose.evaluation.student import student_perplexity
+from asnn_goose.evaluation.student import site_encoders, student_perplexity
 from asnn_goose.models.anatomy import TeacherBlock, teacher_anatomy
 from asnn_goose.models.build import build_student
 from asnn_goose.models.calibration import (
@@ -20,6 +20,7 @@ from asnn_goose.models.calibration import (
     calibrated_encoders,
     dense_encoders,
     fit_output_norms,
+    limit_events,
     without_output_norms,
 )
 from asnn_goose.models.from_teacher import kept_layers
@@ -31,6 +32,7 @@ from asnn_goose.run_dir import RunDirectory
 from asnn_goose.training.distributed import from_main, is_main_process
 from asnn_goose.training.rows import PreparedText
 from asnn_goose.training.samples import held_out_beginnings
+from asnn_goose.training.spike_terms import wanted_events
 from asnn_goose.training.stages import StagePlan
 from asnn_goose.training.work import RunMaterial
 
@@ -92,6 +94,10 @@ def calibrate_student(
             calibrate_encoders(student, batch)
             if recipe.spikes.migrate:
                 migrate_outliers(student, batch)
+            if recipe.objective.activity is not None:
+                limits = wanted_events(student, recipe.objective.activity)
+                named = {part: limits.get(name.split(".")[1]) for name, part in site_encoders(student).items()}
+                limit_events(student, batch, {part: most for part, most in named.items() if most is not None})
             if tokens:
                 # What is read behind the thresholds is known only now; rates and gains stay, channels may have moved.
                 calibrate_outputs(student, records)
