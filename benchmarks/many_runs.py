@@ -61,6 +61,19 @@ def read_plan(path: Path, overrides: Sequence[str]) -> list[PlannedRun]:
     ]
 
 
+def chosen(runs: Sequence[PlannedRun], names: Sequence[str] | None) -> list[PlannedRun]:
+    """The runs of these names, or all.
+
+    Raises:
+        ConfigError: The plan has no such run.
+    """
+    known = [run.name for run in runs]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ConfigError(f"--only {unknown[0]}: the plan has no such run; it has {', '.join(known)}")
+    return [run for run in runs if run.name in (names or known)]
+
+
 def perform(run: PlannedRun, out: Path, gpu: str | None, text: Path | None, windows: Sequence[int]) -> bool:
     """Train one run, evaluate it, and bundle what is known of it; whether all of that went well."""
     folder, environment = out / run.name, dict(os.environ)
@@ -142,9 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lanes", type=int, default=1, help="runs at once on each GPU")
     parser.add_argument("--text", type=Path, help="text on which finished runs are evaluated")
     parser.add_argument("--windows", type=int, nargs="+", default=[256, 1024], help="tokens of its windows")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
-        runs = [run for run in read_plan(options.plan, options.overrides) if run.name in (options.only or [run.name])]
+        runs = chosen(read_plan(options.plan, options.overrides), options.only)
     except GooseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", choices=SCALES, default="pocket")
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=VERSIONS)
     parser.add_argument("--recurrences", nargs="+", choices=RECURRENCES, default=RECURRENCES)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [(version, recurrence) for version in options.versions for recurrence in options.recurrences]
     failed = []

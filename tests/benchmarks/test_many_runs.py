@@ -1,9 +1,10 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from asnn_goose.presets import load_recipe, recipe_yaml
+from asnn_goose.presets import load_recipe, recipe_hash, recipe_yaml
 from many_runs import PlannedRun, main, read_plan
 from spiking_frontier import read_run
 
@@ -44,6 +45,13 @@ def test_a_plan_that_is_not_there_is_refused_in_one_line(tmp_path, capsys):
     assert "none.yaml: cannot be read" in capsys.readouterr().err
 
 
+def test_a_run_that_the_plan_does_not_have_is_refused_in_one_line(plan, tmp_path, capsys):
+    assert main([str(plan), "--out", str(tmp_path / "runs"), "training.seed=1", "--only", "nothing"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--only nothing" in line and "it has " in line
+    assert not (tmp_path / "runs").exists()
+
+
 def test_finished_runs_become_bundles_and_a_failed_one_is_named(plan, tmp_path, text_file, capsys):
     path = plan("runs:\n  good: {recipe: RECIPE}\n  bad: {recipe: RECIPE, overrides: [spikes.levels=0]}\n")
     given = [str(path), "--out", str(tmp_path / "runs"), "--text", str(text_file), "--windows", "32"]
@@ -58,8 +66,9 @@ def test_finished_runs_become_bundles_and_a_failed_one_is_named(plan, tmp_path, 
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "benchmarks" / "plans").glob("*.yaml")), ids=str)
-def test_every_run_of_a_shipped_plan_is_a_recipe(path):
+def test_every_run_of_a_shipped_plan_is_a_recipe_of_its_own(path):
     runs = read_plan(path, [])
+    recipes = {recipe_hash(load_recipe(run.recipe, run.overrides)) for run in runs}
     assert len(runs) >= 8
-    for run in runs:
-        assert load_recipe(run.recipe, run.overrides).stages
+    assert len({run.name for run in runs}) == len(recipes) == len(runs)
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9.-]*", run.name) for run in runs)

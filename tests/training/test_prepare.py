@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from asnn_goose.config import Recipe
+from asnn_goose.config_objective import Activity
 from asnn_goose.config_student import GooseStudent
 from asnn_goose.config_text import PackedRows
 from asnn_goose.evaluation.student import site_encoders
@@ -83,6 +84,19 @@ def test_a_run_with_spikes_everywhere_calibrates_aligns_trains_and_is_saved(whol
     assert loaded.config.tie_word_embeddings != migrate
     for encoder in site_encoders(loaded).values():
         assert min(abs(float(torch.as_tensor(encoder.alpha).detach()) - alpha) for alpha in GRID) < 1e-6
+
+
+def test_a_run_whose_events_are_limited_begins_within_the_limit(small_recipe, run_folder, quiet_console, whole_runs):
+    free = spiking_everywhere(small_recipe, migrate=True)
+    objective = free.objective.model_copy(update={"activity": Activity(events=0.2, sites={"k": 0.1})})
+    recipe = free.model_copy(update={"objective": objective, "stages": free.stages[:1]})
+    limited = distill(recipe, run_folder(recipe), quiet_console).results.spikes
+    # Thresholds do not learn here, and alignment has no penalty: what is less, was less from the beginning.
+    limits = [0.1 if row.site == "k" else 0.2 for row in limited.layers]
+    rows = [row for row, most in zip(limited.layers, limits, strict=True) if row.events_per_activation > 1.5 * most]
+    assert {row.site for row in rows} <= {"v"}
+    others = whole_runs[True].results.spikes.layers
+    assert sum(row.events_per_activation > 0.3 for row in others) > len(others) / 2
 
 
 def test_a_run_whose_channels_moved_into_an_untied_head_is_resumed_to_the_bit(
