@@ -154,9 +154,12 @@ def process_pair(spread_recipe: Callable[..., Recipe], tmp_path_factory: pytest.
     training = {"steps": 3, "logging_interval": 1, "learning_rate": 1e-4}
     for name, sharding in (("staged", "none"), ("staged sharded", "fsdp2")):
         pair.add_run(name, spread_recipe(1, sharding, training=training, student=student, stages=stages))
+    hardest_last = {"pretraining": {"steps": 2}, "batches": 4, "pacing": {"kind": "step", "parts": 2}}
+    pair.add_run("from easy to hard", spread_recipe(1, curriculum=hardest_last))
     pair.do_together()
     pair.add_run("alone", spread_recipe(2))
-    for name in ("alone", "stopped", "stopped sharded"):
+    pair.add_run("easy to hard alone", spread_recipe(2, curriculum=hardest_last))
+    for name in ("alone", "stopped", "stopped sharded", "easy to hard alone"):
         pair.run_alone(name, pair.recipes[name])
     return pair
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -73,13 +75,30 @@ def test_a_loss_that_is_lost_on_one_process_is_skipped_by_both(process_pair):
     assert process_pair.run("lost").read_results().counters.steps_done == STEPS
 
 
-@pytest.mark.parametrize("job", ["replicated", "sharded", "stopped", "stopped sharded", "taken over", "staged"])
+@pytest.mark.parametrize(
+    "job", ["replicated", "sharded", "stopped", "stopped sharded", "taken over", "staged", "from easy to hard"]
+)
 def test_only_the_main_process_writes_and_speaks(process_pair, job):
     main, other = process_pair.found(job)
     assert main["written"]
     assert "evaluation perplexity" in main["said"]
     assert other["written"] == []
     assert other["said"] == ""
+
+
+def test_two_processes_open_the_rows_of_one_from_easy_to_hard(process_pair):
+    orders = [
+        json.loads((process_pair.run(name).path / "curriculum.json").read_text())
+        for name in ("from easy to hard", "easy to hard alone")
+    ]
+    assert orders[0].keys() == orders[1].keys()
+    for key, found in orders[0].items():
+        assert found == pytest.approx(orders[1][key], rel=SUMMED_ELSEWHERE)
+    for name in ("loss_nats", "evaluation_perplexity"):
+        expected = process_pair.figures("easy to hard alone", name)
+        assert process_pair.figures("from easy to hard", name) == pytest.approx(expected, rel=SUMMED_ELSEWHERE)
+    # Not what a run without a curriculum learns.
+    assert expected != pytest.approx(process_pair.figures("alone", name), rel=SUMMED_ELSEWHERE)
 
 
 def test_what_the_main_process_decides_or_fails_at_reaches_all(process_pair):
