@@ -3,6 +3,7 @@ import pytest
 from asnn_goose.config_recorded import RECORDED_VERSIONS
 from asnn_goose.errors import ConfigError
 from asnn_goose.presets import load_recipe, recipe_yaml
+from asnn_goose.scales import TEACHER_WIDTHS
 
 TRAINED = [version for version in RECORDED_VERSIONS if version not in ("v4", "v5")]
 
@@ -28,6 +29,14 @@ def test_pocket_scale_divides_what_counts_in_steps_and_the_width():
     assert (training.evaluation_interval, training.early_stopping.patience_steps) == (12, 32)
     assert recipe.objective.feature_dynamics.warmup_steps == 20
     assert load_recipe("v6", ["scale=pocket"]).training.warmup_steps == 0
+
+
+@pytest.mark.parametrize("scale", ["pocket", "smollm2"])
+def test_spikes_that_are_compared_with_the_teachers_channels_are_as_many(scale, teacher):
+    recipe = load_recipe("v15r", [f"scale={scale}"])
+    assert recipe.objective.semantic is not None
+    assert recipe.student.width == TEACHER_WIDTHS[scale]
+    assert TEACHER_WIDTHS["pocket"] == teacher.model.config.hidden_size
 
 
 def test_other_overrides_change_what_a_scale_has_made_in_any_order():

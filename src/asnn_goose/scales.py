@@ -2,9 +2,10 @@
 
 `scale=pocket` takes the pocket teacher and its text, a quarter of the width, a twenty-fifth of all that counts in steps
 and ten times the rate: at the recorded one v9 is at 89 times its teacher's perplexity after 108 steps. `scale=smollm2`
-takes another teacher and leaves sizes and steps as they are. What is a rule already, such as which layers are compared,
-stays. The rules apply where a recipe is asked for at a scale; a resolved recipe, whose numbers are those of its scale,
-only says which that was.
+takes another teacher and leaves sizes and steps as they are. Either way a student whose spikes are compared with its
+teacher's channels is as wide as that teacher. What is a rule already, such as which layers are compared, stays. The
+rules apply where a recipe is asked for at a scale; a resolved recipe, whose numbers are those of its scale, only says
+which that was.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ RATE_FACTOR = 10
 WIDTH_DIVISOR, LEAST_WIDTH = 4, 32
 LEAST_LOGGING = 10
 """Steps between two logs, each of which probes the spikes."""
+TEACHER_WIDTHS = {"pocket": 256, "smollm2": 576}
+"""Of the scales' teachers: spikes that are to mean what a teacher's channels do are as many as these."""
 POCKET_TOKENS = 8_192
 """Held-out tokens that a run at pocket scale is judged on."""
 POCKET_BATCHES = 16
@@ -61,6 +64,8 @@ def scaled_recipe(recipe: Mapping[str, Any], scale: Any) -> dict[str, Any]:
     made["teacher"] = {"name": scale}
     if scale == "pocket":
         _make_pocket(made)
+    if made.get("objective", {}).get("semantic") is not None:
+        made["student"]["width"] = TEACHER_WIDTHS[scale]
     return made
 
 
