@@ -5,7 +5,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from asnn_goose.errors import TeacherError
-from asnn_goose.evaluation.observe import at_rest, encoders_by_place, has_spikes, observations, observe
+from asnn_goose.evaluation.observe import (
+    at_rest,
+    encoders_by_place,
+    has_spikes,
+    observations,
+    observe,
+    observe_beside,
+    observe_teacher,
+)
 from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.build import build_student
 from asnn_goose.models.configuration import GooseConfig
@@ -205,6 +213,26 @@ def test_the_state_of_wkv_is_the_decaying_sum_of_what_its_spikes_stand_for(teach
         torch.testing.assert_close(seen.states[1][:, time], state, **ROUNDING)
 
 
+def test_the_state_of_goose_is_what_its_mixer_reads_of_what_it_is_given(teacher, ids):
+    student, given = small(spikes={"sites": "all"}), {}
+    for block, mixer in enumerate(student.model.mixers()):
+        mixer.register_forward_pre_hook(lambda _, args, block=block: given.update({block: args[0]}))
+    seen = observe(student, teacher, ids)
+    with torch.no_grad():
+        for block, mixer in enumerate(student.model.mixers()):
+            torch.testing.assert_close(seen.states[block], mixer.read(given[block]), **ROUNDING)
+
+
+def test_students_stand_beside_a_teacher_that_has_read_once(teacher, ids):
+    student = small(spikes={"sites": "recorded"})
+    hidden = observe_teacher(teacher, ids)
+    beside, together = observe_beside(student, hidden, ids), observe(student, teacher, ids)
+    assert beside.teacher_hidden is hidden
+    assert all(torch.equal(one, other) for one, other in zip(hidden, together.teacher_hidden, strict=True))
+    assert all(torch.equal(state, together.states[block]) for block, state in beside.states.items())
+    assert set(beside.sites) == set(together.sites)
+
+
 @pytest.mark.parametrize(("form", "gain"), [("goose", "head_norm"), ("wkv", None)])
 def test_what_the_output_projection_is_given_is_the_state_times_its_gain(form, gain, teacher, ids):
     """Without a gate nothing else stands between them."""
@@ -251,6 +279,7 @@ def test_no_hook_stays_and_every_module_keeps_its_mode(teacher, ids):
     with pytest.raises(IndexError):
         observe(student, teacher, ids + 97)
     assert hooks_of(student, teacher.model) == before
+    assert not any("recall" in vars(mixer) for mixer in student.model.mixers())
     assert student.training
     assert not student.model.norm.training
     assert torch.is_grad_enabled()

@@ -5,7 +5,7 @@ import torch
 
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.evaluation.observation import SiteObservation
-from asnn_goose.evaluation.site_information import InformationCounts, best_bits, spread_channels
+from asnn_goose.evaluation.site_information import InformationCounts, best_bits, neighbor_bits, spread_channels
 from asnn_goose.evaluation.teacher_targets import TeacherTargets
 from asnn_goose.information.bins import equal_mass_borders
 
@@ -34,14 +34,16 @@ def observed(values):
 def summary(seen, scores, targets, parts=1, plain=False):
     z = seen.preactivations[:, 1:].flatten(0, 1)
     channels = torch.arange(z.shape[1])
-    counts = InformationCounts(1, OPTIONS, targets, equal_mass_borders(z, BINS), channels, plain)
+    counts = InformationCounts(1, OPTIONS, targets, None if plain else equal_mass_borders(z, BINS), channels)
     first_row = 0
     for spikes, before, wanted in zip(
         seen.spikes.chunk(parts), seen.preactivations.chunk(parts), scores.chunk(parts), strict=True
     ):
         counts.add(SiteObservation(spikes, before), wanted, first_row)
         first_row += len(wanted)
-    return counts.spikes_bits() if plain else counts.summary(2, "k", 1)
+    if plain:
+        return counts.spikes_bits()
+    return counts.summary(2, "k", 1, neighbor_bits({(2, "k"): counts}, OPTIONS.neighbors)[2, "k"])
 
 
 def test_a_channel_that_is_a_component_tells_its_spikes_entropy_and_keeps_what_they_can(scores, targets):

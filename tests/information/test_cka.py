@@ -5,7 +5,14 @@ from math import sqrt
 import pytest
 import torch
 
-from asnn_goose.information.cka import CrossMoments, SelfMoments, cka_from_moments, debiased_cka, normalized_tokens
+from asnn_goose.information.cka import (
+    CrossMoments,
+    SelfMoments,
+    cka_from_moments,
+    debiased_cka,
+    moment_columns,
+    normalized_tokens,
+)
 
 # Sums over some hundred tokens in float64.
 EXACT = 1e-9
@@ -117,6 +124,17 @@ def test_normalized_tokens_have_mean_0_and_rms_1_and_do_not_dominate() -> None:
     assert float(found.mean(dim=-1).abs().max()) < 1e-6
     assert float((found.square().mean(dim=-1) - 1).abs().max()) < 1e-4
     assert not normalized_tokens(torch.zeros(3, 4)).any()
+
+
+def test_columns_made_once_serve_every_comparison() -> None:
+    x, y = related()
+    columns, other = moment_columns(x), moment_columns(y)
+    cross, own, same = CrossMoments(5, 7), SelfMoments(5), SelfMoments(7)
+    cross.add_columns(columns, other)
+    own.add_columns(columns.reshape(10, 20, -1))
+    same.add_columns(other)
+    assert columns.shape == (200, 8)
+    assert cka_from_moments(cross, own, same) == streamed(x, y, [200])
 
 
 def test_too_few_or_unequal_tokens_are_refused() -> None:

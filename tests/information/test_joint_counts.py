@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from asnn_goose.information.joint_counts import JointCounts, PermutedCounts, TableSizes
+from asnn_goose.information.joint_counts import JointCounts, PermutedCounts, TableSizes, one_hot
 from asnn_goose.information.mutual_information import mutual_information_bits
 from asnn_goose.information.permutations import draw_derangements, group_sizes
 from asnn_goose.information.significance import compare_with_null
@@ -51,6 +51,15 @@ def test_small_integers_count_as_large_ones_do() -> None:
     counts = JointCounts(SIZES)
     counts.add(first.to(torch.int8), second.to(torch.uint8).to(torch.int32))
     assert torch.equal(counts.tables(), tables_by_counting(first, second))
+
+
+def test_columns_made_once_count_as_codes_do() -> None:
+    first, second = codes(4)
+    counts, columns = JointCounts(SIZES), one_hot(first, 3)
+    assert columns.shape == (4, 5, 6)
+    counts.add_columns(columns[:, 1:], one_hot(second, 4)[:, :-1])
+    assert torch.equal(counts.tables(), tables_by_counting(first[:, 1:], second[:, :-1]))
+    assert counts.tokens == 16
 
 
 def test_batches_change_no_table() -> None:

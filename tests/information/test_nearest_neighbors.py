@@ -4,6 +4,7 @@ from math import log
 import pytest
 import torch
 
+from asnn_goose.information import nearest_neighbors
 from asnn_goose.information.nearest_neighbors import nearest_neighbor_bits
 
 
@@ -64,6 +65,30 @@ def test_small_classes_are_left_out_of_their_channel_alone() -> None:
     found = nearest_neighbor_bits(both, more, 3)
     assert float(found[0]) == pytest.approx(float(nearest_neighbor_bits(labels, values, 3)), abs=1e-12)
     assert float(found[1]) == pytest.approx(float(nearest_neighbor_bits(both[:, 1:], more, 3)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("nearest", "far_balls"), [(1, 7), (4, 1000), (20, 1), (299, 10)])
+@pytest.mark.parametrize("equal", [False, True])
+def test_how_far_is_looked_first_changes_nothing(
+    nearest: int, far_balls: int, equal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # One class of the last channel is rare, so that its balls are wide.
+    labels = (torch.rand(300, 3, generator=generator) < torch.tensor([0.5, 0.2, 0.02])).long()
+    values = torch.randn(300, 2, generator=generator)
+    values = values.round() if equal else values
+    monkeypatch.setattr(nearest_neighbors, "NEAREST", 300)
+    expected = nearest_neighbor_bits(labels, values)
+    monkeypatch.setattr(nearest_neighbors, "NEAREST", nearest)
+    monkeypatch.setattr(nearest_neighbors, "FAR_BALLS", far_balls)
+    torch.testing.assert_close(nearest_neighbor_bits(labels, values), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_channels_are_told_of_as_each_alone_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels, values = torch.randint(3, (100, 4), generator=generator), torch.randn(100, 2, generator=generator)
+    alone = torch.cat([nearest_neighbor_bits(labels[:, [channel]], values) for channel in range(4)])
+    torch.testing.assert_close(nearest_neighbor_bits(labels, values), alone, rtol=1e-12, atol=1e-12)
 
 
 def test_neither_scale_nor_order_nor_names_of_labels_matter() -> None:

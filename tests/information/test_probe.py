@@ -47,6 +47,9 @@ def test_a_copy_proves_the_whole_entropy() -> None:
     x = normal(4000, 2)
     found = bound(x, x, 2000, 4)
     assert found.tolist() == pytest.approx([2.0, 2.0], abs=0.02)
+    held_out = HeldOutBound(solved(x, x), equal_mass_borders(x, 4))
+    held_out.add(x, x)
+    assert held_out.entropy_bits().tolist() == pytest.approx([2.0, 2.0], abs=1e-12)
 
 
 def test_spikes_prove_what_signs_tell() -> None:
@@ -93,9 +96,29 @@ def test_batches_change_nothing() -> None:
     torch.testing.assert_close(whole.bits(), parts.bits(), rtol=1e-12, atol=1e-12)
 
 
+def test_targets_are_solved_together_as_each_alone() -> None:
+    x, y = normal(60, 4), normal(60, 3, seed=1)
+    together = solved(x, y)
+    for target in range(3):
+        alone = solved(x, y[:, target : target + 1])
+        torch.testing.assert_close(together.weights[:, [target]], alone.weights, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(together.deviation[[target]], alone.deviation, rtol=1e-10, atol=1e-12)
+
+
+def test_degrees_are_the_trace_of_the_ridge_projection() -> None:
+    x, y = normal(30, 12) * torch.linspace(0.01, 2, 12), normal(30, 1, seed=1)
+    xc, yc = x - x.mean(dim=0), y - y.mean(dim=0)
+    shrunk = torch.linalg.inv(xc.T @ xc + 0.1 * xc.square().mean() * 30 * torch.eye(12).double())
+    residual = yc - xc @ shrunk @ xc.T @ yc
+    degrees = 1 + (xc @ shrunk @ xc.T).trace()
+    expected = residual.square().mean().sqrt() / (1 - degrees / 30)
+    assert float(solved(x, y, ridge=0.1).deviation) == pytest.approx(float(expected), rel=1e-10)
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.3])
-def test_channels_that_never_change_are_fine(constant: float) -> None:
-    still, y = torch.full((2000, 3), constant), normal(2000, 2)
+@pytest.mark.parametrize("width", [3, 200])
+def test_channels_that_never_change_are_fine(constant: float, width: int) -> None:
+    still, y = torch.full((2000, width), constant), normal(2000, 2)
     alone = bound(still, y, 1000, 4)
     assert float(alone.abs().max()) < 0.05
     beside = bound(torch.cat([still, y.float()], dim=1), y, 1000, 4)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+Place = tuple[int, str]
+"""Where spikes are made: block and site, such as (0, "k"); the head's input is behind the last block."""
+
 
 @dataclass(frozen=True, eq=False)
 class SiteObservation:
@@ -36,7 +39,7 @@ class Observation:
         teacher_hidden: The residual stream of the teacher, before its first block and behind each one.
     """
 
-    sites: Mapping[tuple[int, str], SiteObservation]
+    sites: Mapping[Place, SiteObservation]
     states: Mapping[int, Float[Tensor, "batch time read"]]
     block_outputs: tuple[Float[Tensor, "batch time width"], ...]
     teacher_hidden: tuple[Float[Tensor, "batch time teacher_width"], ...]

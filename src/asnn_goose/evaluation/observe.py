@@ -3,18 +3,19 @@
 Nothing is changed by being looked at: hooks are set for one pass, and every module is left in the mode it was in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from asnn_goose.errors import TeacherError
-from asnn_goose.evaluation.observation import Observation, SiteObservation
+from asnn_goose.errors import MachineError, TeacherError
+from asnn_goose.evaluation.observation import Observation, Place, SiteObservation
 from asnn_goose.evaluation.student import site_encoders
+from asnn_goose.information.side_by_side import one_by_one, side_by_side
 from asnn_goose.models.anatomy import LLAMA_FAMILY, body_blocks
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.student import GooseForCausalLM
@@ -23,8 +24,7 @@ from asnn_goose.models.teacher import Teacher
 from asnn_goose.spikes.encoder import SpikeEncoder, Spikes, token_step
 from asnn_goose.spikes.threshold import mixed_sizes
 
-Place = tuple[int, str]
-"""Where spikes are made: block and site, such as (0, "k"); the head's input is behind the last block."""
+Found = TypeVar("Found")
 
 
 def observations(
@@ -53,22 +53,59 @@ def observe(student: GooseForCausalLM, teacher: Teacher, ids: Int[Tensor, "batch
     Raises:
         TeacherError: The teacher is of an architecture whose blocks are not known.
     """
+    return observe_beside(student, observe_teacher(teacher, ids), ids)
+
+
+def observe_teacher(
+    teacher: Teacher, ids: Int[Tensor, "batch time"]
+) -> tuple[Float[Tensor, "batch time teacher_width"], ...]:
+    """The teacher's part of an observation, which several students may stand beside.
+
+    Raises:
+        TeacherError: The teacher is of an architecture whose blocks are not known.
+    """
     family = teacher.model.config.model_type
     if family not in ("gpt2", *LLAMA_FAMILY):
         raise TeacherError(
             f"{teacher.name} is a {family} model: hidden states are seen in gpt2, {', '.join(LLAMA_FAMILY)}; look at a "
             "student whose teacher is one of these"
         )
+    taught = teacher.model.base_model
+    with at_rest(teacher.model):
+        blocks, _ = body_blocks(taught)
+        _, hidden = residual_stream(taught, range(len(blocks) + 1), ids.to(taught.device))
+    return hidden
+
+
+def observe_beside(
+    student: GooseForCausalLM,
+    teacher_hidden: tuple[Float[Tensor, "batch time teacher_width"], ...],
+    ids: Int[Tensor, "batch time"],
+) -> Observation:
+    """What `observe` sees, where the teacher has read the rows already."""
     sites: dict[Place, SiteObservation] = {}
     states: dict[int, Tensor] = {}
-    taught = teacher.model.base_model
-    with at_rest(student, teacher.model):
-        with _watched(student, sites, states):
-            places = range(1, len(student.model.layers) + 1)
-            _, block_outputs = residual_stream(student.model, places, ids.to(student.device))
-        blocks, _ = body_blocks(taught)
-        _, teacher_hidden = residual_stream(taught, range(len(blocks) + 1), ids.to(taught.device))
+    with at_rest(student), _watched(student, sites, states):
+        places = range(1, len(student.model.layers) + 1)
+        _, block_outputs = residual_stream(student.model, places, ids.to(student.device))
     return Observation(sites, states, block_outputs, teacher_hidden)
+
+
+def passes(tasks: Sequence[Callable[[], Found]], device: torch.device) -> list[Found]:
+    """What passes of different models return, in their order: side by side where compiled kernels allow it.
+
+    Numba's own pool of threads lets one thread at a time call it; whether it has taken that one is known once a kernel
+    has run.
+    """
+    try:
+        from asnn_goose.kernels.numba_runtime import numba
+
+        at_once = numba.threading_layer() != "workqueue"
+    except MachineError:
+        at_once = True
+    except ValueError:
+        at_once = False
+    return side_by_side(tasks, device) if at_once else one_by_one(tasks)
 
 
 def has_spikes(student: GooseForCausalLM) -> bool:
@@ -106,23 +143,36 @@ def _watched(
             hooks.callback(encoder.register_forward_hook(partial(_keep_spikes, sites, place)).remove)
         for block, mixer in enumerate(student.model.mixers()):
             if isinstance(mixer, GooseMixer):
-                hooks.callback(mixer.register_forward_hook(partial(_keep_read, states, block)).remove)
+                hooks.enter_context(_read_kept(states, block, mixer))
             else:
                 reader = dict(mixer.encoders.items()).get("mixer_out", mixer.output)
                 hooks.callback(reader.register_forward_pre_hook(partial(_keep_given, states, block)).remove)
         yield
 
 
+@contextmanager
+def _read_kept(states: dict[int, Tensor], block: int, mixer: Any) -> Iterator[None]:
+    """Within the block what the mixer's own pass recalls is kept: `GooseMixer.read` would compute all of it anew."""
+    recall = mixer.recall
+
+    def recall_and_keep(*given: Any) -> tuple[Tensor, Tensor]:
+        """What was recalled, in the type that `read` gives it."""
+        read, state = recall(*given)
+        states[block] = read.to(mixer.head_norm.dtype)
+        return read, state
+
+    # On the instance, in front of the class's method.
+    mixer.recall = recall_and_keep
+    try:
+        yield
+    finally:
+        del mixer.recall
+
+
 def _keep_spikes(
     sites: dict[Place, SiteObservation], place: Place, encoder: Any, given: tuple[Any, ...], encoded: Spikes
 ) -> None:
-    # `_keep_read` lets k and v be encoded once more.
-    if place not in sites:
-        sites[place] = SiteObservation(encoded.values, _preactivations(encoder, given[0], encoded))
-
-
-def _keep_read(states: dict[int, Tensor], block: int, mixer: Any, given: tuple[Any, ...], mixed: Any) -> None:
-    states[block] = mixer.read(given[0])
+    sites[place] = SiteObservation(encoded.values, _preactivations(encoder, given[0], encoded))
 
 
 def _keep_given(states: dict[int, Tensor], block: int, reader: nn.Module, given: tuple[Any, ...]) -> None:
@@ -145,15 +195,20 @@ def _preactivations(
         rest = z.new_zeros(z.shape[0], z.shape[2])
         fired = torch.ops.asnn_goose.membrane(z, rest, None, encoder.membrane.beta, encoder.levels, encoder.signed)
         z = fired[1]
-    return _on_their_side(z, encoded.values, encoder)
+    # Where thresholds learn no compiled kernel rounds: this is the very quotient that the spikes were made of.
+    return z if encoder.learns_alpha else _on_their_side(z, encoded.values, encoder)
 
 
 def _on_their_side(z: Tensor, spikes: Tensor, encoder: SpikeEncoder) -> Tensor:
     """The same numbers, but for a rounding error on the side of each border where the spikes are."""
-    height = spikes.abs()
-    # The sum of 1/2 and the largest number below a border may round to the border.
-    below = height + 0.5 - torch.finfo(z.dtype).eps * (height + 1)
-    bounded = height < encoder.levels
-    if not encoder.signed:
-        bounded &= z >= 0
-    return torch.copysign(z.abs().clamp(height - 0.5, torch.where(bounded, below, torch.inf)), z)
+    epsilon, moved = torch.finfo(z.dtype).eps, torch.empty_like(z)
+    # Row by row what is computed on the way stays in the cache.
+    for row, height, place in zip(z, spikes.abs(), moved, strict=True):
+        # The sum of 1/2 and the largest number below a border may round to the border.
+        below = (height + 0.5).sub_((height + 1).mul_(epsilon))
+        unbounded = height >= encoder.levels
+        if not encoder.signed:
+            unbounded |= ~(row >= 0)
+        below.masked_fill_(unbounded, torch.inf)
+        torch.abs(row, out=place).clamp_(height.sub_(0.5), below).copysign_(row)
+    return moved

@@ -4,7 +4,8 @@ All states are normalized token by token, and the first token of each row is lef
 would decide a linear CKA alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -14,29 +15,28 @@ from asnn_goose.evaluation.observation import Observation
 from asnn_goose.evaluation.site_information import SPIKE_CONTROLS, TEACHER_SHUFFLE
 from asnn_goose.evaluation.site_probe import SAME_INPUTS, TIME_SHIFT
 from asnn_goose.evaluation.teacher_targets import FIRST_COUNTED
-from asnn_goose.information.cka import CrossMoments, SelfMoments, cka_from_moments, normalized_tokens
+from asnn_goose.information.cka import (
+    CrossMoments,
+    SelfMoments,
+    cka_from_moments,
+    moment_columns,
+    normalized_tokens,
+)
 from asnn_goose.information.controls import shift_in_time, shuffle_in_time
 from asnn_goose.validation_results import Compared, MatchedSimilarity, Representation
 
 WRITES: tuple[Compared, ...] = ("k", "v")
 """Sites whose spikes are what a block writes into its state."""
-Inside = tuple[Compared, int, Tensor, int]
-"""What it is, its block, itself, and the teacher's state that it stands for."""
-
-
-class _Compared:
-    """Moments of one inside of the student, as it is or under a control, with one state of the teacher."""
-
-    def __init__(self, x: Tensor, y: Tensor, own: SelfMoments | None = None) -> None:
-        self.shares = own is not None
-        self.own = SelfMoments(x.shape[-1], x.device) if own is None else own
-        self.cross = CrossMoments(x.shape[-1], y.shape[-1], x.device)
-
-    def add(self, x: Float64[Tensor, "rows time width"], y: Float64[Tensor, "rows time other_width"]) -> None:
-        """Take in whole rows of both."""
-        if not self.shares:
-            self.own.add(x)
-        self.cross.add(x, y)
+UNTOUCHED = ""
+"""In place of a control's name: none."""
+OWN_CONTROLS = tuple(name for name in SPIKE_CONTROLS if name not in SAME_INPUTS)
+"""Controls that make another inside of an inside; the others move the teacher's tokens."""
+Inside = tuple[Compared, int, str]
+"""What it is, its block, and what is done to it."""
+Taught = tuple[int, str]
+"""A state of the teacher, and what is done to it."""
+TaughtColumns = dict[Taught, Tensor]
+"""`moment_columns` of each, [rows counted columns]."""
 
 
 class SimilarityEvidence:
@@ -51,77 +51,115 @@ class SimilarityEvidence:
     def __init__(self, layers: LayerTargets, seed: int, plain: bool = False) -> None:
         self._layers, self._seed, self._plain = layers, seed, plain
         self._teacher: dict[int, SelfMoments] = {}
-        self._matched: dict[tuple[Compared, int, int], dict[str, _Compared]] = {}
-        self._matrix: dict[tuple[int, int], CrossMoments] = {}
-        self._outputs: dict[int, SelfMoments] = {}
+        self._own: dict[Inside, SelfMoments] = {}
+        self._both: dict[tuple[Inside, Taught], CrossMoments] = {}
 
     def add(self, seen: Observation, first_row: int) -> None:
         """Take in whole rows, of which `first_row` is the first one's index in the text."""
-        taught = [_counted(hidden) for hidden in seen.teacher_hidden]
-        for state, hidden in enumerate(taught):
-            self._teacher.setdefault(state, SelfMoments(hidden.shape[-1], hidden.device)).add(hidden)
-        for what, block, inside, state in self._insides(seen):
-            views = self._matched.setdefault((what, block, state), {})
-            for name, (x, y) in self._views(inside, taught[state], first_row).items():
-                if name not in views:
-                    views[name] = _Compared(x, y, views[""].own if name in SAME_INPUTS else None)
-                views[name].add(x, y)
-        if self._plain:
-            return
-        for block, output in enumerate(seen.block_outputs):
-            made = _counted(output)
-            self._outputs.setdefault(block, SelfMoments(made.shape[-1], made.device)).add(made)
-            for state, hidden in enumerate(taught):
-                fresh = CrossMoments(made.shape[-1], hidden.shape[-1], made.device)
-                self._matrix.setdefault((block, state), fresh).add(made, hidden)
+        for task in self.tasks(seen, first_row):
+            task()
+
+    def tasks(self, seen: Observation, first_row: int) -> list[Callable[[], None]]:
+        """What `add` does, as tasks that may run in any order and side by side."""
+        taught = self._taught(seen, first_row)
+        return [partial(self._add_inside, inside, given, taught, first_row) for inside, given in self._insides(seen)]
 
     def summary(self) -> Representation:
         """What matches, with its controls, and the matrix of blocks and states."""
+        untouched = sorted(inside for inside in self._own if inside[2] == UNTOUCHED)
         matched = [
             MatchedSimilarity(
-                layer=block,
-                teacher_layer=state - 1,
-                what=what,
-                cka=self._cka(views[""], state),
-                controls={name: self._cka(view, state) for name, view in views.items() if name},
+                layer=inside[1],
+                teacher_layer=self._state_of(inside) - 1,
+                what=inside[0],
+                cka=self._cka(inside, (self._state_of(inside), UNTOUCHED)),
+                controls=self._controls(inside),
             )
-            for (what, block, state), views in self._matched.items()
+            for inside in untouched
+            if self._is_matched(inside)
         ]
+        outputs = [inside for inside in untouched if inside[0] == "block_output" and not self._plain]
         matrix = tuple(
-            tuple(
-                cka_from_moments(self._matrix[block, state], self._outputs[block], self._teacher[state])
-                for state in sorted(self._teacher)
-            )
-            for block in sorted(self._outputs)
+            tuple(self._cka(output, (state, UNTOUCHED)) for state in sorted(self._teacher)) for output in outputs
         )
         return Representation(block_outputs=matrix, matched=tuple(matched))
 
-    def _insides(self, seen: Observation) -> Iterator[Inside]:
-        for block, made in self._layers.made.items():
-            yield "block_output", block, seen.block_outputs[block], made
+    def _taught(self, seen: Observation, first_row: int) -> TaughtColumns:
+        """Columns of each state of the teacher, whose own moments do not know the order of tokens within a row."""
+        taught = {(state, UNTOUCHED): _columns(hidden) for state, hidden in enumerate(seen.teacher_hidden)}
+        for (state, _), y in taught.items():
+            if state not in self._teacher:
+                self._teacher[state] = SelfMoments(_width(y), y.device)
+            self._teacher[state].add_columns(y)
+        if not self._plain:
+            for state in {*self._layers.given.values(), *self._layers.made.values()}:
+                y = taught[state, UNTOUCHED]
+                taught[state, TIME_SHIFT] = shift_in_time(y, self._seed, first_row)
+                taught[state, TEACHER_SHUFFLE] = shuffle_in_time(y, self._seed, first_row)
+        return taught
+
+    def _insides(self, seen: Observation) -> Iterator[tuple[Inside, Float[Tensor, "rows time width"]]]:
+        for block, output in enumerate(seen.block_outputs):
+            if block in self._layers.made or not self._plain:
+                yield ("block_output", block, UNTOUCHED), output
+        for block in self._layers.made:
             if block in seen.states:
-                yield "state", block, seen.states[block], made
+                yield ("state", block, UNTOUCHED), seen.states[block]
             for write in WRITES:
                 if (block, write) in seen.sites:
-                    yield write, block, seen.sites[block, write].spikes, self._layers.given[block]
+                    yield (write, block, UNTOUCHED), seen.sites[block, write].spikes
 
-    def _views(
-        self, inside: Float[Tensor, "rows time width"], taught: Float64[Tensor, "rows counted other"], first_row: int
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """By control, "" for none: what is compared with what."""
-        views = {"": (_counted(inside), taught)}
-        if not self._plain:
-            for name, control in SPIKE_CONTROLS.items():
-                if name not in SAME_INPUTS:
-                    views[name] = (_counted(control(inside, self._seed, first_row)), taught)
-            # The teacher's own moments do not know the order of tokens within a row.
-            views[TIME_SHIFT] = (views[""][0], shift_in_time(taught, self._seed, first_row))
-            views[TEACHER_SHUFFLE] = (views[""][0], shuffle_in_time(taught, self._seed, first_row))
-        return views
+    def _add_inside(
+        self, inside: Inside, given: Float[Tensor, "rows time width"], taught: TaughtColumns, first_row: int
+    ) -> None:
+        """Take in an inside, and what its own controls make of it."""
+        what, block, _ = inside
+        self._compare(inside, _columns(given), taught)
+        if not self._plain and self._is_matched(inside):
+            for control in OWN_CONTROLS:
+                made = SPIKE_CONTROLS[control](given, self._seed, first_row)
+                self._compare((what, block, control), _columns(made), taught)
 
-    def _cka(self, compared: _Compared, state: int) -> float:
-        return cka_from_moments(compared.cross, compared.own, self._teacher[state])
+    def _compare(self, inside: Inside, x: Float64[Tensor, "rows counted columns"], taught: TaughtColumns) -> None:
+        """Take in an inside beside each state of the teacher that it is compared with."""
+        what, _, control = inside
+        if inside not in self._own:
+            self._own[inside] = SelfMoments(_width(x), x.device)
+        self._own[inside].add_columns(x)
+        for partner, y in taught.items():
+            state, moved = partner
+            matches = self._is_matched(inside) and state == self._state_of(inside) and not (control and moved)
+            in_matrix = what == "block_output" and not (control or moved or self._plain)
+            if matches or in_matrix:
+                if (inside, partner) not in self._both:
+                    self._both[inside, partner] = CrossMoments(_width(x), _width(y), x.device)
+                self._both[inside, partner].add_columns(x, y)
+
+    def _is_matched(self, inside: Inside) -> bool:
+        """Whether the inside's block is looked at: the matrix has all."""
+        return inside[1] in self._layers.made
+
+    def _state_of(self, inside: Inside) -> int:
+        """The teacher's state that the inside stands for."""
+        what, block, _ = inside
+        return self._layers.given[block] if what in WRITES else self._layers.made[block]
+
+    def _controls(self, inside: Inside) -> dict[str, float | None]:
+        if self._plain:
+            return {}
+        what, block, _ = inside
+        state = self._state_of(inside)
+        moved: dict[str, float | None] = {name: self._cka(inside, (state, name)) for name in SAME_INPUTS}
+        return moved | {name: self._cka((what, block, name), (state, UNTOUCHED)) for name in OWN_CONTROLS}
+
+    def _cka(self, inside: Inside, taught: Taught) -> float:
+        return cka_from_moments(self._both[inside, taught], self._own[inside], self._teacher[taught[0]])
 
 
-def _counted(inside: Float[Tensor, "rows time width"]) -> Float64[Tensor, "rows counted width"]:
-    return normalized_tokens(inside[:, FIRST_COUNTED:])
+def _columns(inside: Float[Tensor, "rows time width"]) -> Float64[Tensor, "rows counted columns"]:
+    return moment_columns(normalized_tokens(inside[:, FIRST_COUNTED:]))
+
+
+def _width(columns: Float64[Tensor, "rows counted columns"]) -> int:
+    """The most channels that `moment_columns` of so many columns have."""
+    return columns.shape[-1] - 2

@@ -3,9 +3,11 @@
 What spikes tell an observer a student need not use; what it does not use is not worth a kernel.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.data.tokens import TokenRows
-from asnn_goose.evaluation.observe import Place, at_rest, encoders_by_place
+from asnn_goose.evaluation.observation import Place
+from asnn_goose.evaluation.observe import at_rest, encoders_by_place, passes
 from asnn_goose.evaluation.perplexity import EvaluationWindows, PerplexityResult, perplexity_of
 from asnn_goose.evaluation.student import student_perplexity
 from asnn_goose.information.controls import Control, flip_signs, rate_matched_noise, shuffle_in_time
@@ -100,17 +103,39 @@ def causal_use(
     window = rows.shape[1]
     kept = rows[: max(1, options.causal_tokens // window)]
     windows = EvaluationWindows(TokenRows(kept.flatten().cpu().numpy(), window, window), "standard", "")
-    if sites is None:
-        sites = _sites(student, block)
+    replaced = [(site, name) for site in (_sites(student, block) if sites is None else sites) for name in REPLACEMENTS]
+    students = _Students(student)
+
+    def measure(replacement: tuple[str, str] | None) -> PerplexityResult:
+        """Of a student of its own, with a site's spikes replaced or as it is."""
+        with students.one() as own, ExitStack() as stack:
+            if replacement is not None:
+                stack.enter_context(replaced_spikes(own, *replacement, options.seed, block=block))
+            return student_perplexity(own, windows, options.rows_per_batch)
+
     with at_rest(student):
-        untouched = student_perplexity(student, windows, options.rows_per_batch)
-        found = []
-        for site in sites:
-            for replacement in REPLACEMENTS:
-                with replaced_spikes(student, site, replacement, options.seed, block=block):
-                    measured = student_perplexity(student, windows, options.rows_per_batch)
-                found.append(_compared(site, replacement, measured, untouched))
+        tasks = [partial(measure, replacement) for replacement in (None, *replaced)]
+        untouched, *measured = passes(tasks, student.device)
+    found = [_compared(*names, result, untouched) for names, result in zip(replaced, measured, strict=True)]
     return SpikeUse(kept.numel(), untouched.loss_nats, finite_or_none(untouched.perplexity), tuple(found))
+
+
+class _Students:
+    """Copies of a student that have its weights themselves, so that each may have other hooks at the same time."""
+
+    def __init__(self, student: GooseForCausalLM) -> None:
+        self._student, self._free = student, list[GooseForCausalLM]()
+
+    @contextmanager
+    def one(self) -> Iterator[GooseForCausalLM]:
+        """A student that nobody else has within the block."""
+        try:
+            own = self._free.pop()
+        except IndexError:
+            shared = (*self._student.parameters(), *self._student.buffers())
+            own = copy.deepcopy(self._student, {id(tensor): tensor for tensor in shared})
+        yield own
+        self._free.append(own)
 
 
 @contextmanager

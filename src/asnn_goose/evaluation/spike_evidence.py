@@ -5,27 +5,27 @@ rows behind them probes are fitted to the first half and judged on the second. N
 not grow with the text, and sums are of whole rows in float64 or whole numbers, so batches do not change them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.errors import DataError
 from asnn_goose.evaluation.layer_targets import LayerTargets
-from asnn_goose.evaluation.observation import Observation, SiteObservation
+from asnn_goose.evaluation.observation import Observation, Place, SiteObservation
 from asnn_goose.evaluation.similarity_evidence import SimilarityEvidence
-from asnn_goose.evaluation.site_information import InformationCounts, spread_channels
+from asnn_goose.evaluation.site_information import InformationCounts, neighbor_bits, spread_channels
 from asnn_goose.evaluation.site_probe import ProbeEvidence
 from asnn_goose.evaluation.spike_health import HealthCounts
 from asnn_goose.evaluation.teacher_targets import FIRST_COUNTED, TeacherTargets, fit_targets
 from asnn_goose.information.bins import equal_mass_borders
 from asnn_goose.information.permutations import check_enough_rows, least_rows
+from asnn_goose.information.side_by_side import side_by_side
 from asnn_goose.validation_results import Representation, SiteHealth, SiteInformation, SiteProbe
-
-Place = tuple[int, str]
-"""Block and site."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,26 @@ class PlainEvidence:
 class _Site:
     """All accumulators of one site."""
 
-    def __init__(self, seen: SiteObservation, levels: int, targets: TeacherTargets, plan: "SpikeEvidence") -> None:
-        options, width = plan.options, seen.spikes.shape[-1]
-        channels = spread_channels(width, options.channels).to(seen.spikes.device)
-        values = seen.preactivations[:, FIRST_COUNTED:, channels].flatten(0, 1)
-        borders = equal_mass_borders(values, options.bins)
-        self.health = HealthCounts(width, levels, seen.spikes.device)
-        self.information = InformationCounts(levels, options, targets, borders, channels, plan.plain)
+    def __init__(
+        self, seen: Sequence[SiteObservation], levels: int, targets: TeacherTargets, plan: "SpikeEvidence"
+    ) -> None:
+        options, width, device = plan.options, seen[0].spikes.shape[-1], seen[0].spikes.device
+        channels = spread_channels(width, options.channels).to(device)
+        borders = None
+        if not plan.plain:
+            values = torch.cat([part.preactivations[:, FIRST_COUNTED:, channels] for part in seen])
+            borders = equal_mass_borders(values.flatten(0, 1), options.bins)
+        self.health = HealthCounts(width, levels, device)
+        self.information = InformationCounts(levels, options, targets, borders, channels)
         self.probe = ProbeEvidence(width, targets, plan.fitted_rows, options.seed, plan.plain)
+        self._plain = plan.plain
+
+    def add(self, seen: SiteObservation, scores: Float64[Tensor, "rows counted components"], first_row: int) -> None:
+        """Take in whole rows, of which `first_row` is the first one's index in the text."""
+        if not self._plain:
+            self.health.add(seen.spikes)
+        self.information.add(seen, scores, first_row)
+        self.probe.add(seen, scores, first_row)
 
 
 class SpikeEvidence:
@@ -81,6 +93,7 @@ class SpikeEvidence:
         self.options, self.layers, self.plain = options, layers, plain
         self.fitted_rows = (rows - options.calibration_rows) // 2
         self._levels, self._rows_seen = levels, 0
+        self._device = torch.device("cpu")
         self._waiting: list[Observation] = []
         self._targets: dict[int, TeacherTargets] = {}
         self._sites: dict[Place, _Site] = {}
@@ -100,22 +113,31 @@ class SpikeEvidence:
             seen = rows_of(seen, slice(missing, None))
         first_row = self._rows_seen
         scores = {state: targets.scores(seen.teacher_hidden[state]) for state, targets in self._targets.items()}
-        for place, site in self._sites.items():
-            found, wanted = seen.sites[place], scores[self.layers.state_of(*place)]
-            site.health.add(found.spikes)
-            site.information.add(found, wanted, first_row)
-            site.probe.add(found, wanted, first_row)
-        self._similarity.add(seen, first_row)
+        tasks: list[Callable[[], None]] = [
+            partial(site.add, seen.sites[place], scores[self.layers.state_of(*place)], first_row)
+            for place, site in self._sites.items()
+        ]
+        side_by_side([*tasks, *self._similarity.tasks(seen, first_row)], self._device)
         self._rows_seen += seen.rows
 
     def finish(self) -> Evidence:
         """What it all amounts to."""
+        similarity = self._similarity.summary()
         states = {place: self.layers.state_of(*place) for place in self._sites}
+        by_state: dict[int, dict[Place, InformationCounts]] = {}
+        for place, site in self._sites.items():
+            by_state.setdefault(states[place], {})[place] = site.information
+        checks = [partial(neighbor_bits, asked, self.options.neighbors) for asked in by_state.values()]
+        checked = {place: bits for found in side_by_side(checks, self._device) for place, bits in found.items()}
+        summaries = [
+            partial(site.information.summary, *place, states[place], checked[place])
+            for place, site in self._sites.items()
+        ]
         return Evidence(
             tuple(site.health.summary(*place) for place, site in self._sites.items()),
-            tuple(site.information.summary(*place, states[place]) for place, site in self._sites.items()),
+            tuple(side_by_side(summaries, self._device)),
             tuple(site.probe.summary(*place, states[place]) for place, site in self._sites.items()),
-            self._similarity.summary(),
+            similarity,
         )
 
     def finish_plain(self) -> PlainEvidence:
@@ -127,14 +149,16 @@ class SpikeEvidence:
         )
 
     def _calibrate(self) -> None:
-        seen = join_rows(self._waiting)
-        self._waiting = []
+        seen, self._waiting = self._waiting, []
+        self._device = seen[0].teacher_hidden[0].device
         options = self.options
         for state in sorted({*self.layers.given.values(), *self.layers.made.values()}):
-            self._targets[state] = fit_targets(seen.teacher_hidden[state], options.components, options.bins)
-        for place, site in sorted(seen.sites.items()):
+            hidden = torch.cat([part.teacher_hidden[state] for part in seen])
+            self._targets[state] = fit_targets(hidden, options.components, options.bins)
+        for place in sorted(seen[0].sites):
             if self.layers.covers(*place):
-                self._sites[place] = _Site(site, self._levels, self._targets[self.layers.state_of(*place)], self)
+                parts = [part.sites[place] for part in seen]
+                self._sites[place] = _Site(parts, self._levels, self._targets[self.layers.state_of(*place)], self)
 
 
 def rows_needed(options: ValidationOptions) -> int:
@@ -159,26 +183,9 @@ def check_rows(rows: int, options: ValidationOptions) -> None:
 
 def rows_of(seen: Observation, part: slice) -> Observation:
     """Some rows of an observation."""
-    return _map_rows([seen], lambda parts: parts[0][part])
-
-
-def join_rows(seen: list[Observation]) -> Observation:
-    """Several observations as one."""
-    return _map_rows(seen, torch.cat)
-
-
-def _map_rows(seen: list[Observation], merge: Callable[[list[Tensor]], Tensor]) -> Observation:
-    """Each tensor of the observations made one of theirs."""
-    first = seen[0]
     return Observation(
-        {
-            place: SiteObservation(
-                merge([part.sites[place].spikes for part in seen]),
-                merge([part.sites[place].preactivations for part in seen]),
-            )
-            for place in first.sites
-        },
-        {block: merge([part.states[block] for part in seen]) for block in first.states},
-        tuple(merge(list(parts)) for parts in zip(*(part.block_outputs for part in seen), strict=True)),
-        tuple(merge(list(parts)) for parts in zip(*(part.teacher_hidden for part in seen), strict=True)),
+        {place: SiteObservation(site.spikes[part], site.preactivations[part]) for place, site in seen.sites.items()},
+        {block: state[part] for block, state in seen.states.items()},
+        tuple(output[part] for output in seen.block_outputs),
+        tuple(hidden[part] for hidden in seen.teacher_hidden),
     )

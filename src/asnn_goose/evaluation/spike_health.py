@@ -26,11 +26,15 @@ class HealthCounts:
 
     def add(self, spikes: Float[Tensor, "rows time width"]) -> None:
         """Count whole rows."""
+        # Sums of zeros and ones as products of matrices, exact in float32 for the tokens of a row.
+        for row in spikes:
+            met, ones = torch.empty_like(row, dtype=torch.float32), torch.ones(len(row), device=row.device)
+            for code in range(2 * self._levels + 1):
+                torch.eq(row, code - self._levels, out=met)
+                self._values[:, code] += (ones @ met).long()
+            torch.ne(row[1:], row[:-1], out=met[1:])
+            self._changes += (ones[1:] @ met[1:]).long()
         rows, time, _ = spikes.shape
-        codes = spikes.long() + self._levels
-        for code in range(2 * self._levels + 1):
-            self._values[:, code] += (codes == code).sum(dim=(0, 1))
-        self._changes += (codes[:, 1:] != codes[:, :-1]).sum(dim=(0, 1))
         self.tokens += rows * time
         self._pairs += rows * (time - 1)
 

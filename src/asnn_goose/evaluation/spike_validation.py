@@ -5,8 +5,9 @@ outcome.summary
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.errors import ConfigError, DataError
 from asnn_goose.evaluation.layer_targets import LayerTargets, layer_targets
 from asnn_goose.evaluation.observation import Observation
-from asnn_goose.evaluation.observe import encoders_by_place, has_spikes, observe
+from asnn_goose.evaluation.observe import encoders_by_place, has_spikes, observe_beside, observe_teacher, passes
 from asnn_goose.evaluation.recorded_estimators import recorded_estimates
 from asnn_goose.evaluation.spike_causality import SpikeUse, causal_use
 from asnn_goose.evaluation.spike_evidence import Evidence, PlainEvidence, SpikeEvidence, check_rows
@@ -103,12 +104,11 @@ class SpikeValidation:
         layers = layer_targets(len(student.model.layers), blocks, self._layer_map)
         levels = int((student.config.spikes or {})["levels"])
         look = _Look(teacher, rows, options, layers, levels, on_progress)
-        evidence, recorded = look.closely(student)
-        untrained = look.plainly(untrained_student(student, options.seed), "an untrained student")
-        twin = None if dense_twin is None else look.plainly(dense_twin, "the dense twin")
+        others = [untrained_student(student, options.seed), *([] if dense_twin is None else [dense_twin])]
+        evidence, recorded, beside = look.at(student, others)
         on_progress("replacing spikes", 0, 1)
         causal = causal_records(causal_use(student, rows, options))
-        evidence = compared(evidence, untrained, twin)
+        evidence = compared(evidence, beside[0], None if dense_twin is None else beside[1])
         wanted = [place for place in encoders_by_place(student) if layers.covers(*place)]
         results = ValidationResults(
             model=names[0],
@@ -147,29 +147,30 @@ class _Look:
     levels: int
     on_progress: OnProgress
 
-    def closely(self, student: GooseForCausalLM) -> tuple[Evidence, RecordedEstimates | None]:
-        """Everything about the student that is validated, the recorded estimates of the same observations too."""
-        evidence = SpikeEvidence(self.options, self.layers, len(self.rows), self.levels)
+    def at(
+        self, student: GooseForCausalLM, others: Sequence[GooseForCausalLM]
+    ) -> tuple[Evidence, RecordedEstimates | None, list[PlainEvidence]]:
+        """Everything about the student, the recorded estimates of the same observations, and what others are by it."""
+        evidence, *beside = (
+            SpikeEvidence(self.options, self.layers, len(self.rows), self.levels, plain=plain)
+            for plain in (False, *(True for _ in others))
+        )
         blocks = {block: state - 1 for block, state in self.layers.made.items()}
-        recorded = recorded_estimates(self._fed(evidence, student, "reading spikes"), blocks)
-        return evidence.finish(), recorded
+        recorded = recorded_estimates(self._fed([student, *others], [evidence, *beside]), blocks)
+        return evidence.finish(), recorded, [plain.finish_plain() for plain in beside]
 
-    def plainly(self, student: GooseForCausalLM, doing: str) -> PlainEvidence:
-        """What another student is compared by."""
-        evidence = SpikeEvidence(self.options, self.layers, len(self.rows), self.levels, plain=True)
-        for _ in self._fed(evidence, student, f"reading {doing}"):
-            pass
-        return evidence.finish_plain()
-
-    def _fed(self, evidence: SpikeEvidence, student: GooseForCausalLM, doing: str) -> Iterator[Observation]:
-        """Observations of all rows, each handed to the evidence before it goes on."""
+    def _fed(self, students: Sequence[GooseForCausalLM], evidence: Sequence[SpikeEvidence]) -> Iterator[Observation]:
+        """Observations of the first student, all students' handed to their evidence; the teacher reads once for all."""
         done = 0
         for ids in self.rows.split(self.options.rows_per_batch):
-            seen = observe(student, self.teacher, ids)
-            evidence.add(seen)
+            taught = observe_teacher(self.teacher, ids)
+            tasks = [partial(observe_beside, student, taught, ids) for student in students]
+            seen = passes(tasks, self.teacher.model.device)
+            for gathered, part in zip(evidence, seen, strict=True):
+                gathered.add(part)
             done += len(ids)
-            self.on_progress(doing, done, len(self.rows))
-            yield seen
+            self.on_progress("reading spikes", done, len(self.rows))
+            yield seen[0]
 
 
 def joined_rows(batches: Iterable[Int[Tensor, "batch time"]], max_batches: int | None) -> Int[Tensor, "rows time"]:

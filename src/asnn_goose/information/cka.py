@@ -6,11 +6,14 @@ CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))   (Nguyen et al. 2021, eq. 3)
 All three terms are polynomials in moments of x and y, so rows can be streamed and the result is still exact.
 """
 
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
 from jaxtyping import Float64, Real
 from torch import Tensor
+
+from asnn_goose.information.products import SelfProducts, even_columns
 
 # A self-term below this share of its largest part is rounding: the representation is constant.
 ROUNDING = 1e-13
@@ -24,8 +27,9 @@ def normalized_tokens(x: Real[Tensor, "*tokens width"], epsilon: float = 1e-6) -
         x: Tokens; one that is constant over its channels becomes 0.
         epsilon: Added to the mean square.
     """
-    centered = x.double() - x.double().mean(dim=-1, keepdim=True)
-    return centered / (centered.square().mean(dim=-1, keepdim=True) + epsilon).sqrt()
+    given = x.double()
+    centered = given - given.mean(dim=-1, keepdim=True)
+    return centered.div_((centered.square().mean(dim=-1, keepdim=True) + epsilon).sqrt())
 
 
 def debiased_cka(x: Real[Tensor, "tokens width"], y: Real[Tensor, "tokens other_width"]) -> float:
@@ -50,55 +54,86 @@ def debiased_cka(x: Real[Tensor, "tokens width"], y: Real[Tensor, "tokens other_
     return _ratio(cross, self_x, self_y)
 
 
-class CrossMoments:
-    """What CKA needs of two representations together; size width * other_width, whatever the number of tokens.
+def moment_columns(x: Real[Tensor, "*tokens width"]) -> Float64[Tensor, "*tokens columns"]:
+    """x, zeros that make the columns `even_columns`, |x|^2 and 1: their products are all moments that CKA needs."""
+    width = x.shape[-1]
+    columns = torch.empty(*x.shape[:-1], even_columns(width + 2), dtype=torch.float64, device=x.device)
+    columns[..., :width] = x
+    columns[..., width:-2] = 0.0
+    columns[..., -2] = torch.linalg.vector_norm(columns[..., :width], dim=-1).square_()
+    columns[..., -1] = 1.0
+    return columns
 
-    Attributes:
-        tokens: How many have been added.
-        products: X'Y.
-        first_by_squares: Sum of x |y|^2.
-        second_by_squares: Sum of y |x|^2.
-        squares: Sum of |x|^2 |y|^2.
-    """
+
+class CrossMoments:
+    """What CKA needs of two representations together; size width * other_width, whatever the number of tokens."""
 
     def __init__(self, width: int, other_width: int, device: torch.device | str = "cpu") -> None:
-        self.tokens = 0
-        self.products = torch.zeros(width, other_width, dtype=torch.float64, device=device)
-        self.first_by_squares = torch.zeros(width, dtype=torch.float64, device=device)
-        self.second_by_squares = torch.zeros(other_width, dtype=torch.float64, device=device)
-        self.squares = torch.zeros((), dtype=torch.float64, device=device)
+        self._products = torch.zeros(
+            even_columns(width + 2), even_columns(other_width + 2), dtype=torch.float64, device=device
+        )
 
     def add(self, x: Real[Tensor, "*tokens width"], y: Real[Tensor, "*tokens other_width"]) -> None:
         """Take in tokens of both."""
-        x, y = x.flatten(0, -2).double(), y.flatten(0, -2).double()
-        squares_x, squares_y = x.square().sum(dim=1), y.square().sum(dim=1)
-        self.tokens += len(x)
-        self.products.addmm_(x.T, y)
-        self.first_by_squares += squares_y @ x
-        self.second_by_squares += squares_x @ y
-        self.squares += squares_x @ squares_y
+        self.add_columns(moment_columns(x), moment_columns(y))
+
+    def add_columns(self, x: Float64[Tensor, "*tokens columns"], y: Float64[Tensor, "*tokens other_columns"]) -> None:
+        """Take in tokens as `moment_columns`, which several comparisons may share."""
+        self._products.addmm_(x.flatten(0, -2).T, y.flatten(0, -2))
+
+    def moments(self) -> "Moments":
+        """Those of all tokens so far."""
+        return Moments(self._products)
 
 
 class SelfMoments:
-    """What CKA needs of one representation, shared by all that it is compared with.
-
-    Attributes:
-        sums: Sum of x.
-        square_sum: Sum of |x|^2.
-        with_itself: Its moments with itself.
-    """
+    """What CKA needs of one representation, shared by all that it is compared with."""
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        self.sums = torch.zeros(width, dtype=torch.float64, device=device)
-        self.square_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.with_itself = CrossMoments(width, width, device)
+        self._products = SelfProducts(even_columns(width + 2), device)
 
     def add(self, x: Real[Tensor, "*tokens width"]) -> None:
         """Take in tokens."""
-        x = x.flatten(0, -2).double()
-        self.sums += x.sum(dim=0)
-        self.square_sum += x.square().sum()
-        self.with_itself.add(x, x)
+        self.add_columns(moment_columns(x))
+
+    def add_columns(self, x: Float64[Tensor, "*tokens columns"]) -> None:
+        """Take in tokens as `moment_columns`."""
+        self._products.add(x.flatten(0, -2))
+
+    def moments(self) -> "Moments":
+        """Those of all tokens so far, with themselves."""
+        return Moments(self._products.total())
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of two representations x and y, which may be the same.
+
+    Attributes:
+        by_columns: Products of their `moment_columns`.
+    """
+
+    by_columns: Float64[Tensor, "columns other_columns"]
+
+    @property
+    def tokens(self) -> int:
+        """How many were added."""
+        return int(self.by_columns[-1, -1])
+
+    def hsic(self) -> tuple[float, float]:
+        """HSIC by moments, tr(K~L~) = |X'Y|^2 - sum |x|^2 |y|^2 and so on, and the size of its parts."""
+        products, squares = self.by_columns[:-2, :-2], self.by_columns[-2, -2]
+        # Sums of x, x |y|^2 and |x|^2, and the same of y.
+        sums_x, by_squares_x, square_sum_x = self.by_columns[:-2, -1], self.by_columns[:-2, -2], self.by_columns[-2, -1]
+        sums_y, by_squares_y, square_sum_y = self.by_columns[-1, :-2], self.by_columns[-2, :-2], self.by_columns[-1, -2]
+        row_products = sums_x @ products @ sums_y - sums_x @ by_squares_x - sums_y @ by_squares_y + squares
+        return _hsic(
+            float(products.square().sum() - squares),
+            float(sums_x.square().sum() - square_sum_x),
+            float(sums_y.square().sum() - square_sum_y),
+            float(row_products),
+            self.tokens,
+        )
 
 
 def cka_from_moments(cross: CrossMoments, first: SelfMoments, second: SelfMoments) -> float:
@@ -107,31 +142,11 @@ def cka_from_moments(cross: CrossMoments, first: SelfMoments, second: SelfMoment
     Raises:
         ValueError: Fewer than 4 tokens, or unequal numbers of them.
     """
-    numbers = {cross.tokens, first.with_itself.tokens, second.with_itself.tokens}
+    both, own, other = cross.moments(), first.moments(), second.moments()
+    numbers = {both.tokens, own.tokens, other.tokens}
     if len(numbers) > 1:
         raise ValueError(f"moments must be of the same tokens, got {sorted(numbers)} of them")
-    return _ratio(
-        _hsic_from_moments(cross, first, second),
-        _hsic_from_moments(first.with_itself, first, first),
-        _hsic_from_moments(second.with_itself, second, second),
-    )
-
-
-def _hsic_from_moments(cross: CrossMoments, first: SelfMoments, second: SelfMoments) -> tuple[float, float]:
-    """HSIC by moments: tr(K~L~) = |X'Y|^2 - sum |x|^2 |y|^2, and so on."""
-    row_products = (
-        first.sums @ cross.products @ second.sums
-        - first.sums @ cross.first_by_squares
-        - second.sums @ cross.second_by_squares
-        + cross.squares
-    )
-    return _hsic(
-        float(cross.products.square().sum() - cross.squares),
-        float(first.sums.square().sum() - first.square_sum),
-        float(second.sums.square().sum() - second.square_sum),
-        float(row_products),
-        cross.tokens,
-    )
+    return _ratio(both.hsic(), own.hsic(), other.hsic())
 
 
 def _hollow_gram(x: Real[Tensor, "tokens width"]) -> Float64[Tensor, "tokens tokens"]:

@@ -1,10 +1,11 @@
 """Contingency tables of all pairs of codes, exact, and the same under permutations of whole rows.
 
-With codes as one-hot columns F [tokens, channels * first_codes] and S [tokens, targets * second_codes], all tables
+With codes as one-hot columns F [tokens, first_codes * channels] and S [tokens, second_codes * targets], all tables
 are one product: F' S.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float32, Int, Int64
@@ -14,6 +15,8 @@ from asnn_goose.information.permutations import LEAST_PERMUTED_ROWS, draw_derang
 
 # One-hot columns of more tokens are taken in turns; sums in float32 are exact up to 2**24.
 CHUNK_TOKENS = 2**15
+KEPT_MEETINGS = 16
+"""Groups whose permutations are kept: many sites ask for the same ones, one after another."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class TableSizes:
     @property
     def columns(self) -> tuple[int, int]:
         """One-hot columns of both variables."""
-        return self.channels * self.first_codes, self.targets * self.second_codes
+        return self.first_codes * self.channels, self.second_codes * self.targets
 
-    @property
-    def axes(self) -> tuple[int, int, int, int]:
-        """Both variables' columns taken apart."""
-        return self.channels, self.first_codes, self.targets, self.second_codes
+    def tables(self, counts: Int64[Tensor, "*permutations first_columns second_columns"]) -> Int64[Tensor, "..."]:
+        """Products of one-hot columns as tables, [*permutations channels targets first second]."""
+        split = counts.unflatten(-1, (self.second_codes, self.targets)).unflatten(-3, (self.first_codes, self.channels))
+        # From first channels second targets.
+        tables: Tensor = split.movedim((-3, -1), (-4, -3)).contiguous()
+        return tables
 
 
 class JointCounts:
@@ -61,15 +66,20 @@ class JointCounts:
         Raises:
             ValueError: A code below 0 or beyond the number of codes.
         """
+        self.add_columns(one_hot(first, self._sizes.first_codes), one_hot(second, self._sizes.second_codes))
+
+    def add_columns(
+        self, first: Float32[Tensor, "*tokens first_columns"], second: Float32[Tensor, "*tokens second_columns"]
+    ) -> None:
+        """Count tokens that are `one_hot` already, as where several tables are made of one variable."""
         first, second = first.flatten(0, -2), second.flatten(0, -2)
         for some_first, some_second in zip(first.split(CHUNK_TOKENS), second.split(CHUNK_TOKENS), strict=True):
-            hot_first = _one_hot(some_first, self._sizes.first_codes)
-            self._counts += (hot_first.T @ _one_hot(some_second, self._sizes.second_codes)).long()
+            self._counts += (some_first.T @ some_second).long()
         self.tokens += len(first)
 
     def tables(self) -> Int64[Tensor, "channels targets first second"]:
         """How often each pair of codes has met."""
-        return self._counts.reshape(self._sizes.axes).transpose(1, 2).clone()
+        return self._sizes.tables(self._counts.clone())
 
 
 class PermutedCounts:
@@ -132,30 +142,44 @@ class PermutedCounts:
         """
         if self._waiting is None:
             raise ValueError("no rows to permute: at least 2 are needed, got 0")
-        counts = self._counts + self._group_counts(*self._waiting)
-        return counts.reshape(-1, *self._sizes.axes).transpose(2, 3)
+        return self._sizes.tables(self._counts + self._group_counts(*self._waiting))
 
     def _group_counts(
         self, first: Int[Tensor, "rows time channels"], second: Int[Tensor, "rows time targets"]
     ) -> Int64[Tensor, "permutations first_columns second_columns"]:
         """Counts of one group under all permutations."""
         rows = len(first)
-        permutations = draw_derangements(rows, len(self._counts), self._seed, self._groups).to(first.device)
-        hot_first = _one_hot(first, self._sizes.first_codes)
-        # time rows second_columns
-        hot_second = _one_hot(second, self._sizes.second_codes).transpose(0, 1).contiguous()
-        counts = torch.zeros(self._counts.shape, dtype=torch.float32, device=self._counts.device)
-        for row in range(rows):
-            met = hot_first[row].T @ hot_second.flatten(1)
-            # rows first_columns second_columns
-            met = met.unflatten(1, hot_second.shape[1:]).transpose(0, 1).contiguous()
-            counts += met[permutations[:, row]]
-        return counts.long()
+        meetings = _meetings(rows, len(self._counts), self._seed, self._groups).to(first.device)
+        # time rows columns
+        hot_first = one_hot(first, self._sizes.first_codes).transpose(0, 1)
+        hot_second = one_hot(second, self._sizes.second_codes).transpose(0, 1)
+        met = hot_first.flatten(1).T @ hot_second.flatten(1)
+        # rows rows first_columns second_columns
+        by_rows = met.unflatten(1, (rows, -1)).unflatten(0, (rows, -1)).transpose(1, 2)
+        counts: Tensor = meetings @ by_rows.flatten(2).flatten(0, 1)
+        return counts.view(self._counts.shape).long()
 
 
-def _one_hot(codes: Int[Tensor, "*tokens channels"], count: int) -> Float32[Tensor, "*tokens columns"]:
-    """Zeros, and a one for each channel's code."""
-    hot = codes.unsqueeze(-1) == torch.arange(count, device=codes.device)
-    if not bool(hot.any(dim=-1).all()):
-        raise ValueError(f"codes must be 0 to {count - 1}, got {int(codes.min())} to {int(codes.max())}")
-    return hot.flatten(-2).float()
+@lru_cache(maxsize=KEPT_MEETINGS)
+def _meetings(rows: int, permutations: int, seed: int, group: int) -> Float32[Tensor, "permutations pairs"]:
+    """For each permutation a one where row i of the first variable meets row j of the second, at i * rows + j."""
+    others = draw_derangements(rows, permutations, seed, group)
+    return torch.zeros(permutations, rows, rows).scatter_(2, others.unsqueeze(2), 1.0).flatten(1)
+
+
+def one_hot(codes: Int[Tensor, "*tokens channels"], count: int) -> Float32[Tensor, "*tokens columns"]:
+    """A column for each code of each channel, code by code: a one where the channel has that code, else zero.
+
+    Raises:
+        ValueError: A code below 0 or beyond the number of codes.
+    """
+    *tokens, channels = codes.shape
+    if codes.numel():
+        least, most = (int(end) for end in codes.aminmax())
+        if least < 0 or most >= count:
+            raise ValueError(f"codes must be 0 to {count - 1}, got {least} to {most}")
+    # Comparisons of floats are the fastest, and of whole numbers as small as these exact.
+    given, hot = codes.float(), torch.empty(*tokens, count, channels, dtype=torch.float32, device=codes.device)
+    for code in range(count):
+        torch.eq(given, code, out=hot[..., code, :])
+    return hot.flatten(-2)

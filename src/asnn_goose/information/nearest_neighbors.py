@@ -14,6 +14,10 @@ from torch import Tensor
 
 # Points whose distances to all others are held at once.
 CHUNK_TOKENS = 256
+FAR_BALLS = 1024
+"""Balls that are measured at once among all others."""
+NEAREST = 64
+"""Neighbours among which a ball's rim is looked for first; of a rare class it lies further out."""
 
 
 def nearest_neighbor_bits(
@@ -22,7 +26,8 @@ def nearest_neighbor_bits(
     """Information of each channel's label with the whole vector of values, in bits; it may be slightly negative.
 
     Points of a class with no more than `neighbors` members are left out, for that channel. Time grows with tokens
-    squared: meant for about a thousand. Euclidean distances, so dimensions should have comparable scales.
+    squared, less with channels: meant for about a thousand tokens, and for all channels at once. Euclidean distances,
+    so dimensions should have comparable scales.
 
     Args:
         labels: Any whole numbers.
@@ -34,19 +39,20 @@ def nearest_neighbor_bits(
     """
     if neighbors < 1:
         raise ValueError(f"neighbors must be at least 1, got {neighbors}")
-    tokens, channels = labels.shape
-    members = torch.stack([_members(labels[:, channel]) for channel in range(channels)], dim=1)
+    tokens = len(labels)
+    # channels tokens
+    classes = labels.T.contiguous()
+    members = torch.stack([_members(own) for own in classes])
     kept = members > neighbors
-    total = kept.sum(dim=0)
+    total = kept.sum(dim=1)
     if bool((total == 0).any()):
         raise ValueError(f"no class of some channel has more than {neighbors} of the {tokens} tokens; give more tokens")
-    sums = torch.zeros(channels, dtype=torch.float64, device=values.device)
+    sums = torch.zeros(len(classes), dtype=torch.float64, device=values.device)
     for chunk in torch.arange(tokens, device=values.device).split(CHUNK_TOKENS):
         distances, order = _sorted_distances(values.double(), chunk)
-        for channel in range(channels):
-            terms = _ball_terms(labels[:, channel], kept[:, channel], chunk, distances, order, neighbors)
-            terms = terms - torch.digamma(members[chunk, channel].double())
-            sums[channel] += terms[kept[chunk, channel]].sum()
+        terms = _chunk_terms(classes, kept, chunk, distances, order, neighbors)
+        terms = terms - torch.digamma(members[:, chunk].double())
+        sums += torch.where(kept[:, chunk], terms, 0.0).sum(dim=1)
     return (torch.digamma(total.double()) + sums / total) / log(2)
 
 
@@ -68,18 +74,41 @@ def _sorted_distances(
     return ascending.values[:, :-1], ascending.indices[:, :-1]
 
 
-def _ball_terms(
-    labels: Int[Tensor, " tokens"],
-    kept: Bool[Tensor, " tokens"],
+def _chunk_terms(
+    classes: Int[Tensor, "channels tokens"],
+    kept: Bool[Tensor, "channels tokens"],
     chunk: Int64[Tensor, " points"],
     distances: Float64[Tensor, "points others"],
     order: Int64[Tensor, "points others"],
     neighbors: int,
-) -> Float64[Tensor, " points"]:
+) -> Float64[Tensor, "channels points"]:
     """psi(k_i) - psi(m_i) of each point; without meaning for points that are not kept."""
-    same = labels[order] == labels[chunk].unsqueeze(1)
-    before_kth = (same.cumsum(dim=1) < neighbors).sum(dim=1, keepdim=True).clamp(max=same.shape[1] - 1)
-    inside = distances <= distances.gather(1, before_kth)
-    of_class = (inside & same).sum(dim=1)
-    of_any = (inside & kept[order]).sum(dim=1)
-    return torch.digamma(of_class.double()) - torch.digamma(of_any.double())
+    near = order[:, :NEAREST]
+    same = classes[:, near] == classes[:, chunk].unsqueeze(2)
+    terms, reached = _ball_terms(same, kept[:, near], distances[:, : near.shape[1]], neighbors)
+    if near.shape[1] == order.shape[1]:
+        return terms
+    # A ball that reaches beyond the nearest is measured again, among all.
+    for far in (kept[:, chunk] & ~reached).nonzero().split(FAR_BALLS):
+        channel, point = far.unbind(dim=1)
+        own, others = channel.unsqueeze(1), order[point]
+        same = classes[own, others] == classes[channel, chunk[point]].unsqueeze(1)
+        terms[channel, point], _ = _ball_terms(same, kept[own, others], distances[point], neighbors)
+    return terms
+
+
+def _ball_terms(
+    same: Bool[Tensor, "*points others"],
+    kept: Bool[Tensor, "*points others"],
+    distances: Float64[Tensor, "... others"],
+    neighbors: int,
+) -> tuple[Float64[Tensor, "*points"], Bool[Tensor, "*points"]]:
+    """psi(k_i) - psi(m_i), and whether a ball's rim and all that lies on it was among these others."""
+    before_kth = (same.cumsum(dim=-1, dtype=torch.int32) < neighbors).sum(dim=-1, keepdim=True)
+    last = same.shape[-1] - 1
+    distances = distances.expand(same.shape)
+    rim = distances.gather(-1, before_kth.clamp(max=last))
+    inside = distances <= rim
+    of_class = (inside & same).sum(dim=-1)
+    of_any = (inside & kept).sum(dim=-1)
+    return torch.digamma(of_class.double()) - torch.digamma(of_any.double()), ~inside[..., last]

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from asnn_goose.information.bins import bin_codes
 from asnn_goose.information.mutual_information import entropy_bits
+from asnn_goose.information.products import SelfProducts
 
 LEAST_PROBABILITY = 1e-12
 # Of the target's own deviation: below it a residual is rounding.
 LEAST_RESIDUAL = 1e-9
-# Of an input's mean square: below it a variance is rounding.
+# Of all inputs' mean squares: below it a variance is rounding.
 ROUNDING = 1e-12
 TINY = torch.finfo(torch.float64).tiny
 
@@ -42,53 +43,22 @@ class Decoder:
         return inputs.double() @ self.weights + self.intercept
 
 
-class InputMoments:
-    """What ridge regressions need of their training inputs alone; size width * width, whatever their number.
-
-    Attributes:
-        tokens: How many have been added.
-        sums: Of inputs.
-        products: Of inputs with each other.
-    """
-
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        self.tokens = 0
-        self.sums = torch.zeros(width, dtype=torch.float64, device=device)
-        self.products = torch.zeros(width, width, dtype=torch.float64, device=device)
-
-    def add(self, inputs: Real[Tensor, "*tokens width"], whole: bool = False) -> None:
-        """Take in training tokens.
-
-        Args:
-            inputs: Of tokens.
-            whole: Whether they are small whole numbers, whose products float32 adds up exactly and in half the time.
-        """
-        x = inputs.flatten(0, -2)
-        x = x.float() if whole else x.double()
-        self.tokens += len(x)
-        self.sums += x.sum(dim=0)
-        self.products += x.T @ x
-
-
 class RidgeMoments:
-    """What a ridge regression needs of its training tokens.
+    """What ridge regressions on the same inputs need of their training tokens; constant size.
 
     Args:
         width: Channels of an input.
-        targets: How many numbers are predicted.
+        targets: How many numbers are predicted, each by itself.
         device: Where sums are kept.
-        inputs: Moments of the same inputs that somebody else adds to; None has its own.
 
     Attributes:
         tokens: How many have been added.
     """
 
-    def __init__(
-        self, width: int, targets: int, device: torch.device | str = "cpu", inputs: InputMoments | None = None
-    ) -> None:
+    def __init__(self, width: int, targets: int, device: torch.device | str = "cpu") -> None:
         self.tokens = 0
-        self.inputs = InputMoments(width, device) if inputs is None else inputs
-        self._shares_inputs = inputs is not None
+        self._inputs = torch.zeros(width, dtype=torch.float64, device=device)
+        self._products = SelfProducts(width, device)
         self._targets = torch.zeros(targets, dtype=torch.float64, device=device)
         self._cross_products = torch.zeros(width, targets, dtype=torch.float64, device=device)
         self._target_squares = torch.zeros(targets, dtype=torch.float64, device=device)
@@ -96,11 +66,18 @@ class RidgeMoments:
     def add(
         self, inputs: Real[Tensor, "*tokens width"], targets: Real[Tensor, "*tokens targets"], whole: bool = False
     ) -> None:
-        """Take in training tokens; `whole` as for `InputMoments`."""
-        x, y = inputs.flatten(0, -2).double(), targets.flatten(0, -2).double()
+        """Take in training tokens.
+
+        Args:
+            inputs: Of tokens.
+            targets: Of the same tokens.
+            whole: Whether inputs are small whole numbers, whose products float32 adds up exactly and in half the time.
+        """
+        given, y = inputs.flatten(0, -2), targets.flatten(0, -2).double()
+        x = given.double()
         self.tokens += len(x)
-        if not self._shares_inputs:
-            self.inputs.add(inputs, whole)
+        self._inputs += x.sum(dim=0)
+        self._products.add(given.float() if whole else x)
         self._targets += y.sum(dim=0)
         self._cross_products.addmm_(x.T, y)
         self._target_squares += y.square().sum(dim=0)
@@ -121,22 +98,21 @@ class RidgeMoments:
             raise ValueError(f"ridge must be above 0, got {ridge}")
         if self.tokens < 3:
             raise ValueError(f"a probe needs at least 3 training tokens, got {self.tokens}")
-        if self.inputs.tokens != self.tokens:
-            raise ValueError(
-                f"shared inputs have {self.inputs.tokens} tokens, targets {self.tokens}: add the same ones"
-            )
-        input_mean, target_mean = self.inputs.sums / self.tokens, self._targets / self.tokens
-        covariance = self.inputs.products / self.tokens - torch.outer(input_mean, input_mean)
+        input_mean, target_mean = self._inputs / self.tokens, self._targets / self.tokens
+        covariance = self._products.total().div_(self.tokens)
+        # Inputs that never change have no variance to take a share of, only its rounding.
+        least = ROUNDING * covariance.trace() + TINY
+        covariance.addr_(input_mean, input_mean, alpha=-1)
         cross = self._cross_products / self.tokens - torch.outer(input_mean, target_mean)
         variance = (self._target_squares / self.tokens - target_mean.square()).clamp(min=0.0)
-        # Inputs that never change have no variance to take a share of, only its rounding.
-        least = ROUNDING * self.inputs.products.diagonal().mean() / self.tokens + TINY
         penalty = torch.maximum(ridge * covariance.diagonal().mean(), least)
         identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
         factor = torch.linalg.cholesky(covariance + penalty * identity)
         weights = torch.cholesky_solve(cross, factor)
+        # With C + p I = L L', the trace of C (C + p I)^-1 is the width less |p^(1/2) L^-1|^2.
+        unused = torch.linalg.solve_triangular(factor, penalty.sqrt() * identity, upper=False).square_().sum()
         # Centring takes one degree of freedom more than the weights do.
-        degrees = 1 + torch.cholesky_solve(covariance, factor).diagonal().sum()
+        degrees = 1 + len(covariance) - unused
         residual = variance - 2 * (weights * cross).sum(dim=0) + (weights * (covariance @ weights)).sum(dim=0)
         deviation = residual.clamp(min=0.0).sqrt() / (1 - degrees / self.tokens).clamp(min=1 / self.tokens)
         floor = LEAST_RESIDUAL * variance.sqrt() + TINY
@@ -169,16 +145,23 @@ class HeldOutBound:
         self._surprise_nats -= probabilities.gather(2, codes.unsqueeze(2)).squeeze(2).log().sum(dim=0)
         self._counts += torch.nn.functional.one_hot(codes, self._counts.shape[1]).sum(dim=0)
 
-    def bits(self) -> Float64[Tensor, " targets"]:
-        """The bound for each target, in bits; negative where the decoder is worse than the bins' frequencies.
-
-        The entropy is the plug-in one, which is never too large on average: the bound stays one.
+    def entropy_bits(self) -> Float64[Tensor, " targets"]:
+        """Entropy of each target's bins, of which no bound can be more: the plug-in estimate.
 
         Raises:
             ValueError: No tokens so far.
         """
-        entropy = entropy_bits(self._counts, corrected=False)
-        return entropy - self._surprise_nats / (self.tokens * log(2))
+        return entropy_bits(self._counts, corrected=False)
+
+    def bits(self) -> Float64[Tensor, " targets"]:
+        """The bound for each target, in bits; negative where the decoder is worse than the bins' frequencies.
+
+        The plug-in entropy is never too large on average: the bound stays one.
+
+        Raises:
+            ValueError: No tokens so far.
+        """
+        return self.entropy_bits() - self._surprise_nats / (self.tokens * log(2))
 
 
 def bin_probabilities(

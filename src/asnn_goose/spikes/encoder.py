@@ -236,8 +236,7 @@ class SpikeEncoder(nn.Module):
         its own would be a pass over memory more.
         """
         surrogate = self.kind == "ternary" and self.surrogate.kind in ("clipped_ste", "ste")
-        plain = self.hardness is None and not self.remembers
-        written = surrogate and plain and not self.learns_alpha
+        written = surrogate and self.hardness is None and not (self.remembers or self.learns_alpha)
         if not written or torch.compiler.is_compiling() or x.numel() < LEAST_WORTHWHILE.get(x.device.type, math.inf):
             return None
         if not x.is_cuda:
@@ -290,7 +289,8 @@ class _Staircase(torch.autograd.Function):
         """The staircase itself, of both signs or of the positive one."""
         ctx.save_for_backward(z)
         ctx.levels, ctx.surrogate, ctx.signed = levels, surrogate, signed  # type: ignore[attr-defined]
-        return staircase(z, levels, signed)
+        # As `staircase`, on one new tensor: it is memory that a pass waits for.
+        return (z if signed else z.clamp_min(0.0)).abs().add_(0.5).floor_().clamp_max_(levels).copysign_(z)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None, None]:
