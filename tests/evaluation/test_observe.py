@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from asnn_goose.evaluation.observe import (
     observe,
     observe_beside,
     observe_teacher,
+    passes,
 )
 from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.build import build_student
@@ -283,6 +285,25 @@ def test_no_hook_stays_and_every_module_keeps_its_mode(teacher, ids):
     assert student.training
     assert not student.model.norm.training
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("layer", "at_once"), [("omp", True), ("tbb", True), ("workqueue", False), (None, False)])
+def test_passes_run_at_once_where_numbas_threads_are_known_to_let_them(layer, at_once, monkeypatch):
+    runtime = pytest.importorskip("asnn_goose.kernels.numba_runtime", reason="install the cpu extra to have numba")
+
+    def threading_layer():
+        if layer is None:
+            raise ValueError("Threading layer is not initialized.")
+        return layer
+
+    monkeypatch.setattr(runtime.numba, "threading_layer", threading_layer)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threads = passes([threading.get_ident, threading.get_ident], torch.device("cpu"))
+    finally:
+        torch.set_num_threads(before)
+    assert (threading.get_ident() not in threads) == at_once
 
 
 def test_at_rest_nothing_trains_or_takes_gradients():

@@ -180,6 +180,20 @@ def test_perplexities_are_those_of_the_students_own_logits(student, ids):
         assert entry.ratio == pytest.approx(math.exp(loss - plain), rel=1e-9)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_several_at_once_measure_what_one_after_another_does(student, ids, threads):
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            found.append(causal_use(student, ids, ValidationOptions(), ["k", "ffn_mid"]))
+    finally:
+        torch.set_num_threads(before)
+    losses = [[entry.loss_nats for entry in use.replaced] for use in found]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    assert not hooks_of(student)
+
+
 def encoders_order(student):
     return list(dict.fromkeys(site for _, site in encoders_by_place(student)))
 

@@ -4,8 +4,9 @@ import torch
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.data.tokens import tokenize_text
 from asnn_goose.errors import ConfigError, DataError
+from asnn_goose.evaluation import spike_validation
 from asnn_goose.evaluation.layer_targets import layer_targets
-from asnn_goose.evaluation.observe import observations
+from asnn_goose.evaluation.observe import observations, observe_teacher
 from asnn_goose.evaluation.spike_evidence import SpikeEvidence
 from asnn_goose.evaluation.spike_validation import SpikeValidation, joined_rows
 from asnn_goose.evaluation.untrained import untrained_student
@@ -66,6 +67,15 @@ def test_validating_twice_gives_the_same_bytes_whatever_the_batches(outcome, stu
         assert two.spikes_bits == pytest.approx(one.spikes_bits, abs=1e-6)
     for one, two in zip(outcome.results.probes, found.probes, strict=True):
         assert two.spikes_bits == pytest.approx(one.spikes_bits, abs=1e-6)
+
+
+def test_the_teacher_reads_once_for_all_students(student, teacher, rows, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        spike_validation, "observe_teacher", lambda *given: read.append(given) or observe_teacher(*given)
+    )
+    SpikeValidation(layer_map={1: 1}, options=OPTIONS).run(student, teacher, rows.split(8), 4, dense_twin=student)
+    assert sum(len(ids) for _, ids in read) == 32
 
 
 def test_a_validation_leaves_models_and_generators_as_they_were(student, teacher, rows):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from asnn_goose.information import controls
 from asnn_goose.information.controls import (
     Control,
     flip_signs,
@@ -107,6 +108,13 @@ def test_shuffled_signs_keep_magnitudes_and_are_fair() -> None:
     assert torch.equal(found.abs(), given)
     # 20000 coins: the mean deviates by 0.007.
     assert abs(float(found.mean())) < 0.035
+
+
+@pytest.mark.parametrize("control", DRAWN)
+def test_rows_by_themselves_and_rows_together_are_the_same(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = control(spikes(), 3, 5)
+    monkeypatch.setattr(controls, "ROW_BY_ROW", set())
+    assert torch.equal(control(spikes(), 3, 5), alone)
 
 
 def test_flipped_signs_are_the_negative() -> None:

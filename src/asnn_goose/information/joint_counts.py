@@ -149,7 +149,7 @@ class PermutedCounts:
     ) -> Int64[Tensor, "permutations first_columns second_columns"]:
         """Counts of one group under all permutations."""
         rows = len(first)
-        meetings = _meetings(rows, len(self._counts), self._seed, self._groups).to(first.device)
+        meetings = _meetings(rows, len(self._counts), self._seed, self._groups, first.device)
         # time rows columns
         hot_first = one_hot(first, self._sizes.first_codes).transpose(0, 1)
         hot_second = one_hot(second, self._sizes.second_codes).transpose(0, 1)
@@ -161,10 +161,12 @@ class PermutedCounts:
 
 
 @lru_cache(maxsize=KEPT_MEETINGS)
-def _meetings(rows: int, permutations: int, seed: int, group: int) -> Float32[Tensor, "permutations pairs"]:
+def _meetings(
+    rows: int, permutations: int, seed: int, group: int, device: torch.device
+) -> Float32[Tensor, "permutations pairs"]:
     """For each permutation a one where row i of the first variable meets row j of the second, at i * rows + j."""
     others = draw_derangements(rows, permutations, seed, group)
-    return torch.zeros(permutations, rows, rows).scatter_(2, others.unsqueeze(2), 1.0).flatten(1)
+    return torch.zeros(permutations, rows, rows).scatter_(2, others.unsqueeze(2), 1.0).flatten(1).to(device)
 
 
 def one_hot(codes: Int[Tensor, "*tokens channels"], count: int) -> Float32[Tensor, "*tokens columns"]:
