@@ -3,15 +3,18 @@
 A plan is a YAML file: `common` are overrides for all runs, `runs` are by name a `recipe` and its `overrides`. A run
 starts when a lane is free; lanes take the GPUs in turn. What is finished is not run again and what was interrupted goes
 on. DIR/NAME.json holds the run's recipe, its results, its metrics and, with --text, what `asnn-goose evaluate` says of
-it at each window: a file that `spiking_frontier.py` reads. Exit code 1 if a run failed, 2 for a plan that is none.
+it at each window: a file that `spiking_frontier.py` reads. --drop-checkpoints deletes a finished run's checkpoints,
+most of its size; its weights stay. Exit code 1 if a run failed, 2 for a plan that is none.
 
     python benchmarks/many_runs.py benchmarks/plans/spiking_smollm2.yaml --out runs/frontier --lanes 2 data.path=FILE
 """
 
 import argparse
+import fnmatch
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +25,7 @@ from typing import Any
 
 from asnn_goose.errors import ConfigError, GooseError
 from asnn_goose.presets import parse_yaml
+from asnn_goose.run_dir import RunDirectory
 
 PROGRAM = (sys.executable, "-m", "asnn_goose")
 KEYS = {"recipe", "overrides"}
@@ -61,17 +65,18 @@ def read_plan(path: Path, overrides: Sequence[str]) -> list[PlannedRun]:
     ]
 
 
-def chosen(runs: Sequence[PlannedRun], names: Sequence[str] | None) -> list[PlannedRun]:
-    """The runs of these names, or all.
+def chosen(runs: Sequence[PlannedRun], patterns: Sequence[str] | None) -> list[PlannedRun]:
+    """The runs whose names one of the patterns (as a shell's: * and ?) fits, or all, in the plan's order.
 
     Raises:
-        ConfigError: The plan has no such run.
+        ConfigError: A pattern that fits none.
     """
     known = [run.name for run in runs]
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ConfigError(f"--only {unknown[0]}: the plan has no such run; it has {', '.join(known)}")
-    return [run for run in runs if run.name in (names or known)]
+    wanted = [fnmatch.filter(known, pattern) for pattern in patterns or ("*",)]
+    missed = next((pattern for pattern, names in zip(patterns or (), wanted, strict=False) if not names), None)
+    if missed is not None:
+        raise ConfigError(f"--only {missed}: the plan has no such run; it has {', '.join(known)}")
+    return [run for run in runs if any(run.name in names for names in wanted)]
 
 
 def perform(run: PlannedRun, out: Path, gpu: str | None, text: Path | None, windows: Sequence[int]) -> bool:
@@ -129,6 +134,8 @@ def work(
         except queue.Empty:
             return
         if perform(run, options.out, gpu, options.text, options.windows):
+            if options.drop_checkpoints:
+                shutil.rmtree(RunDirectory(options.out / run.name).checkpoints, ignore_errors=True)
             print(told(options.out, run), flush=True)
         else:
             failed.append(run.name)
@@ -151,10 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("plan", type=Path)
     parser.add_argument("overrides", nargs="*", help="key.path=value for all of them")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run folders")
-    parser.add_argument("--only", nargs="+", help="names of the plan's runs; default all")
+    parser.add_argument("--only", nargs="+", help="names of the plan's runs, or patterns of names; default all")
     parser.add_argument("--lanes", type=int, default=1, help="runs at once on each GPU")
     parser.add_argument("--text", type=Path, help="text on which finished runs are evaluated")
     parser.add_argument("--windows", type=int, nargs="+", default=[256, 1024], help="tokens of its windows")
+    parser.add_argument("--drop-checkpoints", action="store_true", help="delete those of a run that has finished")
     options = parser.parse_intermixed_args(arguments)
     try:
         runs = chosen(read_plan(options.plan, options.overrides), options.only)

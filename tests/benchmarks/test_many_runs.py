@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from asnn_goose.presets import load_recipe, recipe_hash, recipe_yaml
-from many_runs import PlannedRun, main, read_plan
+from many_runs import PlannedRun, chosen, main, read_plan
 from spiking_frontier import read_run
 
 
@@ -54,11 +54,19 @@ def test_a_run_that_the_plan_does_not_have_is_refused_in_one_line(plan, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def test_patterns_choose_runs_in_the_plans_order():
+    runs = [PlannedRun(name, "r", ()) for name in ("v9-s42", "v9-s43", "v12-s42", "other")]
+    assert [run.name for run in chosen(runs, ["v12-*", "*-s42"])] == ["v9-s42", "v12-s42"]
+    assert chosen(runs, None) == runs
+
+
 def test_finished_runs_become_bundles_and_a_failed_one_is_named(plan, tmp_path, text_file, capsys):
     path = plan("runs:\n  good: {recipe: RECIPE}\n  bad: {recipe: RECIPE, overrides: [spikes.levels=0]}\n")
     given = [str(path), "--out", str(tmp_path / "runs"), "--text", str(text_file), "--windows", "32"]
-    assert main(given) == 1
+    assert main([*given, "--drop-checkpoints"]) == 1
     said = capsys.readouterr().out
+    assert not (tmp_path / "runs" / "good" / "checkpoints").exists()
+    assert (tmp_path / "runs" / "good" / "model").is_dir()
     assert "good: " in said
     assert "bad: failed" in said
     found = json.loads((tmp_path / "runs" / "good.json").read_text())

@@ -73,8 +73,9 @@ def test_tokens_stay_whole(control: Control) -> None:
 
 
 def test_noise_orders_tokens_by_their_keys_and_equal_keys_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = torch.randint(5, (3, 12), generator=torch.Generator().manual_seed(0)) / 8
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator: keys)
+    keys = torch.randint(5, (3, 12), generator=torch.Generator().manual_seed(0))
+    bits = keys.flatten().unsqueeze(0) << 64 - controls.KEY_BITS
+    monkeypatch.setattr(controls, "random_bits", lambda *asked: bits)
     expected = [distinct()[0, order, channel] for channel, order in enumerate(keys.argsort(dim=1, stable=True))]
     # Orders are kept: no other test may ask for this seed.
     assert torch.equal(rate_matched_noise(distinct(), 987_654, 0)[0].T, torch.stack(expected))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from asnn_goose.errors import MachineError, TeacherError
 from asnn_goose.evaluation.observation import Observation, Place, SiteObservation
 from asnn_goose.evaluation.student import site_encoders
-from asnn_goose.information.controls import ROW_BY_ROW
+from asnn_goose.information.controls import row_parts
 from asnn_goose.information.side_by_side import one_by_one, side_by_side
 from asnn_goose.models.anatomy import LLAMA_FAMILY, body_blocks
 from asnn_goose.models.goose_mixer import GooseMixer
@@ -203,13 +203,13 @@ def _preactivations(
 def _on_their_side(z: Tensor, spikes: Tensor, encoder: SpikeEncoder) -> Tensor:
     """The same numbers, but for a rounding error on the side of each border where the spikes are."""
     epsilon, moved = torch.finfo(z.dtype).eps, torch.empty_like(z)
-    given = z, spikes.abs(), moved
-    for row, height, place in zip(*given, strict=True) if z.device.type in ROW_BY_ROW else [given]:
+    for part in row_parts(len(z), z.device):
+        row, height = z[part], spikes[part].abs()
         # The sum of 1/2 and the largest number below a border may round to the border.
         below = (height + 0.5).sub_((height + 1).mul_(epsilon))
         unbounded = height >= encoder.levels
         if not encoder.signed:
             unbounded |= ~(row >= 0)
         below.masked_fill_(unbounded, torch.inf)
-        torch.abs(row, out=place).clamp_(height.sub_(0.5), below).copysign_(row)
+        torch.abs(row, out=moved[part]).clamp_(height.sub_(0.5), below).copysign_(row)
     return moved

@@ -4,10 +4,11 @@ What spikes tell an observer a student need not use; what it does not use is not
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -90,12 +91,14 @@ def causal_use(
     options: ValidationOptions,
     sites: Sequence[str] | None = None,
     block: int | None = None,
+    on_done: Callable[[int, int], None] = lambda done, of: None,
 ) -> SpikeUse:
     """Perplexities of the student as it is and with each site's spikes replaced, each in each way.
 
     On the leading rows that hold `options.causal_tokens` tokens, at least one row; the first token of each is not
     scored, and sums are float64. `sites` are all that are encoded, one by one, unless given; `block` keeps to one
     block, where otherwise a site is replaced in all of them. Draws follow from `options.seed` and a row's number.
+    `on_done` is told how many students have read the text, and of how many.
 
     Raises:
         ValueError: A site or block at which nothing is encoded.
@@ -104,14 +107,17 @@ def causal_use(
     kept = rows[: max(1, options.causal_tokens // window)]
     windows = EvaluationWindows(TokenRows(kept.flatten().cpu().numpy(), window, window), "standard", "")
     replaced = [(site, name) for site in (_sites(student, block) if sites is None else sites) for name in REPLACEMENTS]
-    students = _Students(student)
+    students, numbers = _Students(student), count(1)
+    on_done(0, 1 + len(replaced))
 
     def measure(replacement: tuple[str, str] | None) -> PerplexityResult:
         """Of a student of its own, with a site's spikes replaced or as it is."""
         with students.one() as own, ExitStack() as stack:
             if replacement is not None:
                 stack.enter_context(replaced_spikes(own, *replacement, options.seed, block=block))
-            return student_perplexity(own, windows, options.rows_per_batch)
+            found = student_perplexity(own, windows, options.rows_per_batch)
+        on_done(next(numbers), 1 + len(replaced))
+        return found
 
     with at_rest(student):
         tasks = [partial(measure, replacement) for replacement in (None, *replaced)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from asnn_goose.config_validation import ValidationOptions
@@ -47,17 +47,41 @@ class PlainEvidence:
     cka: dict[tuple[str, int], float | None]
 
 
+@dataclass(frozen=True, eq=False)
+class _SiteSample:
+    """What calibration asks a batch of one site for: its channels, which of them are looked at, their values."""
+
+    width: int
+    channels: Int64[Tensor, " channels"]
+    values: Float[Tensor, "rows counted channels"]
+
+    @classmethod
+    def of(cls, seen: SiteObservation, channels: int, rows: int) -> "_SiteSample":
+        """The first rows of a batch, copied: of all that a site did little is wanted, and it need not be kept."""
+        width = seen.spikes.shape[-1]
+        chosen = spread_channels(width, channels).to(seen.spikes.device)
+        return cls(width, chosen, seen.preactivations[:rows, FIRST_COUNTED:, chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class _Calibration:
+    """The same of all sites, and the states of the teacher."""
+
+    rows: int
+    sites: dict[Place, _SiteSample]
+    hidden: dict[int, Float[Tensor, "rows time teacher_width"]]
+
+
 class _Site:
     """All accumulators of one site."""
 
     def __init__(
-        self, seen: Sequence[SiteObservation], levels: int, targets: TeacherTargets, plan: "SpikeEvidence"
+        self, samples: Sequence["_SiteSample"], levels: int, targets: TeacherTargets, plan: "SpikeEvidence"
     ) -> None:
-        options, width, device = plan.options, seen[0].spikes.shape[-1], seen[0].spikes.device
-        channels = spread_channels(width, options.channels).to(device)
-        borders = None
+        options, width, channels = plan.options, samples[0].width, samples[0].channels
+        borders, device = None, channels.device
         if not plan.plain:
-            values = torch.cat([part.preactivations[:, FIRST_COUNTED:, channels] for part in seen])
+            values = torch.cat([sample.values for sample in samples])
             borders = equal_mass_borders(values.flatten(0, 1), options.bins)
         self.health = HealthCounts(width, levels, device)
         self.information = InformationCounts(levels, options, targets, borders, channels)
@@ -94,7 +118,7 @@ class SpikeEvidence:
         self.fitted_rows = (rows - options.calibration_rows) // 2
         self._levels, self._rows_seen = levels, 0
         self._device = torch.device("cpu")
-        self._waiting: list[Observation] = []
+        self._waiting: list[_Calibration] = []
         self._targets: dict[int, TeacherTargets] = {}
         self._sites: dict[Place, _Site] = {}
         self._similarity = SimilarityEvidence(layers, options.seed, plain)
@@ -103,7 +127,7 @@ class SpikeEvidence:
         """Take in whole rows, in their order."""
         missing = self.options.calibration_rows - sum(part.rows for part in self._waiting) if not self._targets else 0
         if missing > 0:
-            self._waiting.append(rows_of(seen, slice(None, missing)))
+            self._waiting.append(self._sample(seen, min(missing, seen.rows)))
             if missing > seen.rows:
                 return
             if missing == seen.rows:
@@ -148,17 +172,26 @@ class SpikeEvidence:
             {(entry.what, entry.layer): entry.cka for entry in self._similarity.summary().matched},
         )
 
+    def _sample(self, seen: Observation, rows: int) -> _Calibration:
+        states = {*self.layers.given.values(), *self.layers.made.values()}
+        places = [place for place in seen.sites if self.layers.covers(*place)]
+        channels = self.options.channels
+        return _Calibration(
+            rows,
+            {place: _SiteSample.of(seen.sites[place], channels, rows) for place in places},
+            {state: seen.teacher_hidden[state][:rows] for state in states},
+        )
+
     def _calibrate(self) -> None:
         seen, self._waiting = self._waiting, []
-        self._device = seen[0].teacher_hidden[0].device
         options = self.options
-        for state in sorted({*self.layers.given.values(), *self.layers.made.values()}):
-            hidden = torch.cat([part.teacher_hidden[state] for part in seen])
+        for state in sorted(seen[0].hidden):
+            hidden = torch.cat([part.hidden[state] for part in seen])
+            self._device = hidden.device
             self._targets[state] = fit_targets(hidden, options.components, options.bins)
         for place in sorted(seen[0].sites):
-            if self.layers.covers(*place):
-                parts = [part.sites[place] for part in seen]
-                self._sites[place] = _Site(parts, self._levels, self._targets[self.layers.state_of(*place)], self)
+            samples = [part.sites[place] for part in seen]
+            self._sites[place] = _Site(samples, self._levels, self._targets[self.layers.state_of(*place)], self)
 
 
 def rows_needed(options: ValidationOptions) -> int:

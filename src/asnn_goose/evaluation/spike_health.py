@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from asnn_goose.information.controls import row_parts
 from asnn_goose.information.mutual_information import entropy_bits
 from asnn_goose.validation_results import RATE_BINS, SiteHealth
 
@@ -27,13 +28,15 @@ class HealthCounts:
     def add(self, spikes: Float[Tensor, "rows time width"]) -> None:
         """Count whole rows."""
         # Sums of zeros and ones as products of matrices, exact in float32 for the tokens of a row.
-        for row in spikes:
-            met, ones = torch.empty_like(row, dtype=torch.float32), torch.ones(len(row), device=row.device)
+        for part in row_parts(len(spikes), spikes.device):
+            some = spikes[part]
+            met = torch.empty(some.shape, dtype=torch.float32, device=some.device)
+            ones = torch.ones(some.shape[1], device=some.device)
             for code in range(2 * self._levels + 1):
-                torch.eq(row, code - self._levels, out=met)
-                self._values[:, code] += (ones @ met).long()
-            torch.ne(row[1:], row[:-1], out=met[1:])
-            self._changes += (ones[1:] @ met[1:]).long()
+                torch.eq(some, code - self._levels, out=met)
+                self._values[:, code] += (ones @ met).sum(dim=0).long()
+            torch.ne(some[:, 1:], some[:, :-1], out=met[:, 1:])
+            self._changes += (ones[1:] @ met[:, 1:]).sum(dim=0).long()
         rows, time, _ = spikes.shape
         self.tokens += rows * time
         self._pairs += rows * (time - 1)

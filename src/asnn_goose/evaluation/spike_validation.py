@@ -34,7 +34,7 @@ from asnn_goose.validation_verdicts import RecordedEstimates
 
 Entry = TypeVar("Entry", bound=Record)
 OnProgress = Callable[[str, int, int], None]
-"""Is told what is being done, how many rows of it are done, and of how many."""
+"""Is told what is being done, how many parts of it are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ class SpikeValidation:
         look = _Look(teacher, rows, options, layers, levels, on_progress)
         others = [untrained_student(student, options.seed), *([] if dense_twin is None else [dense_twin])]
         evidence, recorded, beside = look.at(student, others)
-        on_progress("replacing spikes", 0, 1)
-        causal = causal_records(causal_use(student, rows, options))
+        causal = causal_records(causal_use(student, rows, options, on_done=partial(on_progress, "replacing spikes")))
         evidence = compared(evidence, beside[0], None if dense_twin is None else beside[1])
         wanted = [place for place in encoders_by_place(student) if layers.covers(*place)]
         results = ValidationResults(
@@ -157,11 +156,15 @@ class _Look:
         )
         blocks = {block: state - 1 for block, state in self.layers.made.items()}
         recorded = recorded_estimates(self._fed([student, *others], [evidence, *beside]), blocks)
-        return evidence.finish(), recorded, [plain.finish_plain() for plain in beside]
+        self.on_progress("estimating", 0, 1 + len(beside))
+        found = evidence.finish()
+        self.on_progress("estimating", 1, 1 + len(beside))
+        return found, recorded, [plain.finish_plain() for plain in beside]
 
     def _fed(self, students: Sequence[GooseForCausalLM], evidence: Sequence[SpikeEvidence]) -> Iterator[Observation]:
         """Observations of the first student, all students' handed to their evidence; the teacher reads once for all."""
         done = 0
+        self.on_progress("reading spikes", done, len(self.rows))
         for ids in self.rows.split(self.options.rows_per_batch):
             taught = observe_teacher(self.teacher, ids)
             tasks = [partial(observe_beside, student, taught, ids) for student in students]

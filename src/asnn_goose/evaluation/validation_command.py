@@ -1,5 +1,8 @@
 """`asnn-goose validate`: a trained student, its teacher and a text, from their names to validation.json and figures."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.errors import ConfigError
 from asnn_goose.evaluation.command import EvaluationRequest, evaluation_text, is_run_folder
 from asnn_goose.evaluation.perplexity import evaluation_windows
-from asnn_goose.evaluation.spike_validation import SpikeValidation
+from asnn_goose.evaluation.spike_validation import OnProgress, SpikeValidation
 from asnn_goose.models.build import check_windows
 from asnn_goose.models.loading import LoadedModel, load_causal_lm
 from asnn_goose.models.student import GooseForCausalLM
@@ -25,6 +28,10 @@ from asnn_goose.validation_results import ValidationResults
 DEFAULT_TOKENS = 16_384
 """Leading tokens of the text that are looked at unless it is said how many."""
 RESULTS_NAME = "validation.json"
+GPU_ROWS = 32
+"""Rows of a forward pass on a GPU unless it is said how many: of fewer, every kernel is shorter than its launch."""
+LINE_SECONDS = 10.0
+"""Away from a terminal a line is shown that often."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ def validate_model(request: ValidationRequest, options: ValidationOptions, conso
             vocabularies, or too little text.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "rows_per_batch" not in options.model_fields_set:
+        options = options.model_copy(update={"rows_per_batch": GPU_ROWS})
     loaded = load_causal_lm(request.model, torch.float32, device)
     student = checked_student(loaded)
     teacher = load_causal_lm(teacher_name(request, student), torch.float32, device)
@@ -60,8 +69,7 @@ def validate_model(request: ValidationRequest, options: ValidationOptions, conso
     for model in (loaded, teacher):
         check_windows(model, {"validation.window": options.window})
     rows = torch.from_numpy(windows.rows.take(np.arange(len(windows.rows))))
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading", total=None)
+    with shown_progress(console) as on_progress:
         outcome = SpikeValidation(options=options).run(
             student,
             make_teacher(teacher),
@@ -69,10 +77,30 @@ def validate_model(request: ValidationRequest, options: ValidationOptions, conso
             max_batches=None,
             dense_twin=None if twin is None else checked_student(twin, has_spikes=False),
             names=(request.model, request.data or "the run's own held-out text"),
-            on_progress=lambda doing, done, of: progress.update(task, description=doing, completed=done, total=of),
+            on_progress=on_progress,
         )
     write_validation(outcome.results, output_folder(request))
     return outcome.results
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[OnProgress]:
+    """Gives what is told how far a validation is; shows a bar, or away from a terminal lines now and then."""
+    started = shown = time.monotonic()
+    before = ""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading", total=None)
+
+        def advance(doing: str, done: int, of: int) -> None:
+            """Show it: every beginning, and where it stands ten seconds after the last line."""
+            nonlocal before, shown
+            progress.update(task, description=doing, completed=done, total=of)
+            now = time.monotonic()
+            if not console.is_terminal and (doing != before or now - shown >= LINE_SECONDS):
+                console.print(f"{now - started:.0f} s: {doing}, {done} of {of}", highlight=False)
+                before, shown = doing, now
+
+        yield advance
 
 
 def checked_student(loaded: LoadedModel, has_spikes: bool = True) -> GooseForCausalLM:
