@@ -41,6 +41,9 @@ class ValidationOptions(Section):
     """Tokens of a row; rows are what permutations move."""
     calibration_rows: int = Field(default=16, ge=2)
     """First rows, which give the principal components and the borders of bins and count for nothing else."""
+    compared_tokens: int = Field(default=12_288, ge=1)
+    """Tokens behind them on which probes are fitted and judged, states compared and other students looked at, none of
+    which gets clearer with more; health, information and null take the whole text."""
     components: int = Field(default=4, ge=1, le=64)
     """Principal components of the teacher's hidden state that spikes are compared with."""
     bins: int = Field(default=8, ge=2, le=64)
@@ -59,8 +62,9 @@ class ValidationOptions(Section):
     """Tokens that it looks at."""
     causal_tokens: int = Field(default=4096, ge=256)
     """Tokens of text on which spikes are replaced."""
-    rows_per_batch: int = Field(default=8, ge=1)
-    """Rows of a forward pass; figures do not depend on it."""
+    rows_per_batch: int | None = Field(default=None, ge=1)
+    """Rows of a forward pass; figures do not depend on it. Null takes as many as a device works on best and has room
+    for."""
     gates: RecordedGates = RecordedGates()
     """What the recorded verdict asks for."""
     sound: SoundThresholds = SoundThresholds()

@@ -9,6 +9,7 @@ from asnn_goose.errors import TeacherError
 from asnn_goose.evaluation.observe import (
     at_rest,
     encoders_by_place,
+    fitting_rows,
     has_spikes,
     observations,
     observe,
@@ -319,3 +320,11 @@ def test_a_teacher_whose_blocks_are_not_known_is_refused(teacher, ids):
     other = replace(teacher, model=OPTForCausalLM(config), name="other")
     with pytest.raises(TeacherError, match="other is a opt model"):
         observe(small(), other, ids)
+
+
+@pytest.mark.parametrize(("window", "rows"), [(16, 8), (2**19, 5), (2**21, 1), (2**30, 1)])
+def test_as_many_rows_are_looked_at_together_as_memory_holds(window, rows):
+    student = small(spikes={"sites": "recorded"})
+    # Two blocks, k and v of each: 48 channels, spikes and pre-activations.
+    assert fitting_rows(student, window) == rows
+    assert rows == 1 or 8 * window * 48 * rows <= 2**30

@@ -15,8 +15,8 @@ OPTIONS = ValidationOptions(
 LAYERS = LayerTargets({0: 0}, {0: 2})
 
 
-def evidence(rows=ROWS, rows_per_batch=8, plain=False):
-    made = SpikeEvidence(OPTIONS, LAYERS, rows, levels=1, plain=plain)
+def evidence(rows=ROWS, rows_per_batch=8, plain=False, options=OPTIONS):
+    made = SpikeEvidence(options, LAYERS, rows, levels=1, plain=plain)
     for seen in synthetic_observations("perfect", 0, rows, TIME, 16, rows_per_batch=rows_per_batch):
         made.add(seen)
     return made
@@ -30,6 +30,8 @@ def numbers(found):
 
 
 def flattened(part, path=()):
+    if isinstance(part, list | tuple):
+        part = dict(enumerate(part))
     if isinstance(part, dict):
         return [leaf for key, value in part.items() for leaf in flattened(value, (*path, key))]
     return [(path, part)]
@@ -60,6 +62,39 @@ def test_the_plain_form_gives_the_same_figures_of_the_spikes():
         assert plain.probe_bits[entry.layer, entry.site] == pytest.approx(entry.spikes_bits, rel=1e-5)
     for entry in found.representation.matched:
         assert plain.cka[entry.what, entry.layer] == entry.cka
+
+
+@pytest.mark.parametrize("rows_per_batch", [5, 8])
+def test_of_a_long_text_probes_states_and_other_students_take_the_beginning_and_the_rest_takes_all(rows_per_batch):
+    options = OPTIONS.model_copy(update={"compared_tokens": 24 * TIME})
+    long, short = evidence(64, rows_per_batch, options=options).finish(), evidence(8 + 24).finish()
+    assert numbers_of(long.probes) == pytest.approx(numbers_of(short.probes), abs=1e-6)
+    assert numbers_of(long.representation.matched) == pytest.approx(numbers_of(short.representation.matched), abs=1e-6)
+    whole = evidence(64).finish()
+    assert numbers_of(long.health) == numbers_of(whole.health) != numbers_of(short.health)
+    assert numbers_of(long.information) == pytest.approx(numbers_of(whole.information), abs=1e-6)
+    plain = evidence(64, rows_per_batch, plain=True, options=options)
+    assert plain.is_complete
+    expected = evidence(8 + 24, plain=True).finish_plain()
+    assert plain.finish_plain().information_bits == pytest.approx(expected.information_bits)
+    assert plain.finish_plain().probe_bits == pytest.approx(expected.probe_bits)
+
+
+def test_a_student_is_looked_at_until_nothing_more_counts():
+    seen = list(synthetic_observations("perfect", 0, 16, TIME, 16, rows_per_batch=8))
+    options = OPTIONS.model_copy(update={"compared_tokens": 4 * TIME})
+    plain, own = (SpikeEvidence(options, LAYERS, 16, levels=1, plain=plain) for plain in (True, False))
+    for made in (plain, own):
+        made.add(seen[0])
+        assert not made.is_complete
+        made.add(seen[1])
+    assert plain.is_complete
+    assert not own.is_complete
+
+
+def numbers_of(records):
+    """All figures but null and names, in their order."""
+    return [value for _, value in flattened([record.model_dump() for record in records]) if isinstance(value, float)]
 
 
 def test_memory_does_not_grow_with_the_text():

@@ -26,6 +26,10 @@ from asnn_goose.spikes.encoder import SpikeEncoder, Spikes, token_step
 from asnn_goose.spikes.threshold import mixed_sizes
 
 Found = TypeVar("Found")
+CPU_ROWS, CPU_BYTES = 8, 2**30
+"""Rows of a pass on a CPU, whose memory is small, and the room that what is seen of their sites may take."""
+GPU_ROWS, GPU_BYTES = 32, 2**34
+"""The same elsewhere: of fewer rows every kernel is shorter than its launch."""
 
 
 def observations(
@@ -107,6 +111,14 @@ def passes(tasks: Sequence[Callable[[], Found]], device: torch.device) -> list[F
     except ValueError:
         at_once = False
     return side_by_side(tasks, device) if at_once else one_by_one(tasks)
+
+
+def fitting_rows(student: GooseForCausalLM, window: int) -> int:
+    """How many rows of `window` tokens are best looked at together on the student's device; at least one."""
+    most, room = (CPU_ROWS, CPU_BYTES) if student.device.type == "cpu" else (GPU_ROWS, GPU_BYTES)
+    channels = sum(encoder.width for encoder in site_encoders(student).values())
+    # Spikes and pre-activations, in float32.
+    return max(1, min(most, room // max(1, 2 * 4 * window * channels)))
 
 
 def has_spikes(student: GooseForCausalLM) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.data.tokens import TokenRows
 from asnn_goose.evaluation.observation import Place
-from asnn_goose.evaluation.observe import at_rest, encoders_by_place, passes
+from asnn_goose.evaluation.observe import at_rest, encoders_by_place, fitting_rows, passes
 from asnn_goose.evaluation.perplexity import EvaluationWindows, PerplexityResult, perplexity_of
 from asnn_goose.evaluation.student import student_perplexity
 from asnn_goose.information.controls import Control, flip_signs, rate_matched_noise, shuffle_in_time
@@ -107,6 +107,7 @@ def causal_use(
     kept = rows[: max(1, options.causal_tokens // window)]
     windows = EvaluationWindows(TokenRows(kept.flatten().cpu().numpy(), window, window), "standard", "")
     replaced = [(site, name) for site in (_sites(student, block) if sites is None else sites) for name in REPLACEMENTS]
+    rows_per_batch = options.rows_per_batch or fitting_rows(student, window)
     students, numbers = _Students(student), count(1)
     on_done(0, 1 + len(replaced))
 
@@ -115,7 +116,7 @@ def causal_use(
         with students.one() as own, ExitStack() as stack:
             if replacement is not None:
                 stack.enter_context(replaced_spikes(own, *replacement, options.seed, block=block))
-            found = student_perplexity(own, windows, options.rows_per_batch)
+            found = student_perplexity(own, windows, rows_per_batch)
         on_done(next(numbers), 1 + len(replaced))
         return found
 

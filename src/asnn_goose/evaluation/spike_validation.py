@@ -19,7 +19,14 @@ from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.errors import ConfigError, DataError
 from asnn_goose.evaluation.layer_targets import LayerTargets, layer_targets
 from asnn_goose.evaluation.observation import Observation
-from asnn_goose.evaluation.observe import encoders_by_place, has_spikes, observe_beside, observe_teacher, passes
+from asnn_goose.evaluation.observe import (
+    encoders_by_place,
+    fitting_rows,
+    has_spikes,
+    observe_beside,
+    observe_teacher,
+    passes,
+)
 from asnn_goose.evaluation.recorded_estimators import recorded_estimates
 from asnn_goose.evaluation.spike_causality import SpikeUse, causal_use
 from asnn_goose.evaluation.spike_evidence import Evidence, PlainEvidence, SpikeEvidence, check_rows
@@ -165,12 +172,13 @@ class _Look:
         """Observations of the first student, all students' handed to their evidence; the teacher reads once for all."""
         done = 0
         self.on_progress("reading spikes", done, len(self.rows))
-        for ids in self.rows.split(self.options.rows_per_batch):
+        for ids in self.rows.split(self.options.rows_per_batch or fitting_rows(students[0], self.rows.shape[1])):
             taught = observe_teacher(self.teacher, ids)
-            tasks = [partial(observe_beside, student, taught, ids) for student in students]
+            wanted = [place for place, gathered in enumerate(evidence) if not gathered.is_complete]
+            tasks = [partial(observe_beside, students[place], taught, ids) for place in wanted]
             seen = passes(tasks, self.teacher.model.device)
-            for gathered, part in zip(evidence, seen, strict=True):
-                gathered.add(part)
+            for place, part in zip(wanted, seen, strict=True):
+                evidence[place].add(part)
             done += len(ids)
             self.on_progress("reading spikes", done, len(self.rows))
             yield seen[0]

@@ -28,8 +28,6 @@ from asnn_goose.validation_results import ValidationResults
 DEFAULT_TOKENS = 16_384
 """Leading tokens of the text that are looked at unless it is said how many."""
 RESULTS_NAME = "validation.json"
-GPU_ROWS = 32
-"""Rows of a forward pass on a GPU unless it is said how many: of fewer, every kernel is shorter than its launch."""
 LINE_SECONDS = 10.0
 """Away from a terminal a line is shown that often."""
 
@@ -54,8 +52,6 @@ def validate_model(request: ValidationRequest, options: ValidationOptions, conso
             vocabularies, or too little text.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and "rows_per_batch" not in options.model_fields_set:
-        options = options.model_copy(update={"rows_per_batch": GPU_ROWS})
     loaded = load_causal_lm(request.model, torch.float32, device)
     student = checked_student(loaded)
     teacher = load_causal_lm(teacher_name(request, student), torch.float32, device)
@@ -73,7 +69,7 @@ def validate_model(request: ValidationRequest, options: ValidationOptions, conso
         outcome = SpikeValidation(options=options).run(
             student,
             make_teacher(teacher),
-            rows.split(options.rows_per_batch),
+            [rows],
             max_batches=None,
             dense_twin=None if twin is None else checked_student(twin, has_spikes=False),
             names=(request.model, request.data or "the run's own held-out text"),
