@@ -1,10 +1,11 @@
 """Many runs of one plan, side by side on all GPUs, each evaluated on one text, each in one small file in the end.
 
 A plan is a YAML file: `common` are overrides for all runs, `runs` are by name a `recipe` and its `overrides`. A run
-starts when a lane is free; lanes take the GPUs in turn. What is finished is not run again and what was interrupted goes
-on. DIR/NAME.json holds the run's recipe, its results, its metrics and, with --text, what `asnn-goose evaluate` says of
-it at each window: a file that `spiking_frontier.py` reads. --drop-checkpoints deletes a finished run's checkpoints,
-most of its size; its weights stay. Exit code 1 if a run failed, 2 for a plan that is none.
+starts when a lane is free; lanes take the GPUs in turn. What was interrupted goes on, and a run whose DIR/NAME.json is
+complete is not run again, on whatever machine that was. That file holds the run's recipe, its results, its metrics and,
+with --text, what `asnn-goose evaluate` says of it at each window; `spiking_frontier.py` reads it. --drop-checkpoints
+deletes a finished run's checkpoints, most of its size; its weights stay. Exit code 1 if a run failed, 2 for a plan that
+is none.
 
     python benchmarks/many_runs.py benchmarks/plans/spiking_smollm2.yaml --out runs/frontier --lanes 2 data.path=FILE
 """
@@ -94,6 +95,15 @@ def perform(run: PlannedRun, out: Path, gpu: str | None, text: Path | None, wind
     return None not in measured.values()
 
 
+def is_finished(out: Path, run: PlannedRun, text: Path | None, windows: Sequence[int]) -> bool:
+    """Whether a run's file is there and has every evaluation that is asked for."""
+    try:
+        known = json.loads((out / f"{run.name}.json").read_text(encoding="utf-8"))["evaluations"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(known.get(str(window)) for window in windows if text)
+
+
 def evaluated(
     folder: Path, text: Path | None, window: int, environment: Mapping[str, str], log: Any
 ) -> dict[str, Any] | None:
@@ -172,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     waiting, failed = queue.SimpleQueue[PlannedRun](), list[str]()
     for run in runs:
-        waiting.put(run)
+        if not is_finished(options.out, run, options.text, options.windows):
+            waiting.put(run)
     gpus: list[str | None] = [*visible_gpus()] or [None]
     places = gpus * options.lanes
     lanes = [threading.Thread(target=work, args=(waiting, failed, gpu, options)) for gpu in places]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from asnn_goose.presets import load_recipe, recipe_hash, recipe_yaml
-from many_runs import PlannedRun, chosen, main, read_plan
+from many_runs import PlannedRun, chosen, is_finished, main, read_plan
 from spiking_frontier import read_run
 
 
@@ -73,6 +73,25 @@ def test_finished_runs_become_bundles_and_a_failed_one_is_named(plan, tmp_path, 
     assert found["evaluations"]["32"]["models"][0]["perplexity"] > 1
     assert [line["step"] for line in found["metrics"] if "loss_nats" in line]
     assert read_run(tmp_path / "runs" / "good.json", "good").results.student.perplexity is not None
+
+
+def test_a_run_is_finished_where_its_file_has_all_that_is_asked_for(tmp_path):
+    run, path = PlannedRun("one", "r", ()), tmp_path / "one.json"
+    assert not is_finished(tmp_path, run, None, [32])
+    path.write_text('{"evaluations": {"32": {"models": []}, "64": null}}')
+    assert is_finished(tmp_path, run, None, [32, 64])
+    assert is_finished(tmp_path, run, tmp_path, [32])
+    assert not is_finished(tmp_path, run, tmp_path, [32, 64])
+    path.write_text('{"evaluations": ')
+    assert not is_finished(tmp_path, run, None, [32])
+
+
+def test_a_finished_run_is_left_alone(plan, tmp_path, capsys):
+    path, out = plan("runs:\n  done: {recipe: nothing}\n"), tmp_path / "runs"
+    out.mkdir()
+    (out / "done.json").write_text('{"evaluations": {}}')
+    assert main([str(path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "benchmarks" / "plans").glob("*.yaml")), ids=str)
