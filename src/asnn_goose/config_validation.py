@@ -41,9 +41,12 @@ class ValidationOptions(Section):
     """Tokens of a row; rows are what permutations move."""
     calibration_rows: int = Field(default=16, ge=2)
     """First rows, which give the principal components and the borders of bins and count for nothing else."""
-    compared_tokens: int = Field(default=12_288, ge=1)
-    """Tokens behind them on which probes are fitted and judged, states compared and other students looked at, none of
-    which gets clearer with more; health, information and null take the whole text."""
+    probe_tokens: int = Field(default=12_288, ge=1)
+    """Tokens behind them on whose first half probes are fitted and on whose second half these are judged; other
+    students are looked at no further. Health, information and its null take the whole text."""
+    similarity_tokens: int = Field(default=4_096, ge=1)
+    """Tokens behind the calibration on which insides are compared by CKA, which is debiased: more are only more
+    precise, and every block is compared with every state of the teacher."""
     components: int = Field(default=4, ge=1, le=64)
     """Principal components of the teacher's hidden state that spikes are compared with."""
     bins: int = Field(default=8, ge=2, le=64)

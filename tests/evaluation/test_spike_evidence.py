@@ -66,10 +66,11 @@ def test_the_plain_form_gives_the_same_figures_of_the_spikes():
 
 @pytest.mark.parametrize("rows_per_batch", [5, 8])
 def test_of_a_long_text_probes_states_and_other_students_take_the_beginning_and_the_rest_takes_all(rows_per_batch):
-    options = OPTIONS.model_copy(update={"compared_tokens": 24 * TIME})
+    options = OPTIONS.model_copy(update={"probe_tokens": 24 * TIME, "similarity_tokens": 17 * TIME})
     long, short = evidence(64, rows_per_batch, options=options).finish(), evidence(8 + 24).finish()
     assert numbers_of(long.probes) == pytest.approx(numbers_of(short.probes), abs=1e-6)
-    assert numbers_of(long.representation.matched) == pytest.approx(numbers_of(short.representation.matched), abs=1e-6)
+    matched, expected = long.representation.matched, evidence(8 + 17).finish().representation.matched
+    assert numbers_of(matched) == pytest.approx(numbers_of(expected), abs=1e-6)
     whole = evidence(64).finish()
     assert numbers_of(long.health) == numbers_of(whole.health) != numbers_of(short.health)
     assert numbers_of(long.information) == pytest.approx(numbers_of(whole.information), abs=1e-6)
@@ -82,7 +83,7 @@ def test_of_a_long_text_probes_states_and_other_students_take_the_beginning_and_
 
 def test_a_student_is_looked_at_until_nothing_more_counts():
     seen = list(synthetic_observations("perfect", 0, 16, TIME, 16, rows_per_batch=8))
-    options = OPTIONS.model_copy(update={"compared_tokens": 4 * TIME})
+    options = OPTIONS.model_copy(update={"probe_tokens": 4 * TIME, "similarity_tokens": 2 * TIME})
     plain, own = (SpikeEvidence(options, LAYERS, 16, levels=1, plain=plain) for plain in (True, False))
     for made in (plain, own):
         made.add(seen[0])

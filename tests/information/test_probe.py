@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from asnn_goose.information.bins import equal_mass_borders
-from asnn_goose.information.probe import Decoder, HeldOutBound, RidgeMoments, bin_probabilities
+from asnn_goose.information.probe import Decoder, HeldOutBound, RidgeMoments, bin_probabilities, lower_inverse
 
 Gaussians = Callable[[int, float], tuple[torch.Tensor, torch.Tensor]]
 
@@ -103,6 +103,14 @@ def test_targets_are_solved_together_as_each_alone() -> None:
         alone = solved(x, y[:, target : target + 1])
         torch.testing.assert_close(together.weights[:, [target]], alone.weights, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(together.deviation[[target]], alone.deviation, rtol=1e-10, atol=1e-12)
+
+
+def test_a_triangular_matrix_of_any_width_is_inverted() -> None:
+    for width in (1, 128, 129, 301):
+        lower = normal(width, width).tril() + width * torch.eye(width, dtype=torch.float64)
+        inverse = lower_inverse(lower)
+        torch.testing.assert_close(lower @ inverse, torch.eye(width, dtype=torch.float64), rtol=0, atol=1e-12)
+        assert not inverse.triu(1).any()
 
 
 def test_degrees_are_the_trace_of_the_ridge_projection() -> None:

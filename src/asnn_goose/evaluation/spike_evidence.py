@@ -1,9 +1,9 @@
 """What a stream of observations shows of a student's spikes: health, information, probes and similarity, in one pass.
 
 The first rows calibrate: they give principal components and the borders of bins, and count for nothing else. Of the
-leading rows behind them probes are fitted to the first half and judged on the second, and states are compared. Nothing
-is kept but sums, so memory does not grow with the text, and sums are of whole rows in float64 or whole numbers, so
-batches do not change them.
+leading rows behind them probes are fitted to the first half and judged on the second; on fewer still, insides are
+compared. Nothing is kept but sums, so memory does not grow with the text, and sums are of whole rows in float64 or
+whole numbers, so batches do not change them.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from asnn_goose.information.permutations import check_enough_rows, least_rows
 from asnn_goose.information.side_by_side import side_by_side
 from asnn_goose.validation_results import Representation, SiteHealth, SiteInformation, SiteProbe
 
-LEAST_COMPARED = 4
+LEAST_LEADING = 4
 """Rows that two halves of probes take at least."""
 
 
@@ -93,15 +93,15 @@ class _Site:
         self._plain = plan.plain
 
     def add(
-        self, seen: SiteObservation, scores: Float64[Tensor, "rows counted components"], first_row: int, compared: int
+        self, seen: SiteObservation, scores: Float64[Tensor, "rows counted components"], first_row: int, probed: int
     ) -> None:
-        """Take in whole rows, the first of which is `first_row` of the text; the leading `compared` for the probes."""
+        """Take in whole rows, the first of which is `first_row` of the text; the leading `probed` for the probes."""
         if not self._plain:
             self.health.add(seen.spikes)
         self.information.add(seen, scores, first_row)
-        if compared:
-            leading = SiteObservation(seen.spikes[:compared], seen.preactivations[:compared])
-            self.probe.add(leading, scores[:compared], first_row)
+        if probed:
+            leading = SiteObservation(seen.spikes[:probed], seen.preactivations[:probed])
+            self.probe.add(leading, scores[:probed], first_row)
 
 
 class SpikeEvidence:
@@ -123,9 +123,12 @@ class SpikeEvidence:
     ) -> None:
         check_rows(rows, options)
         self.options, self.layers, self.plain = options, layers, plain
-        behind, wanted = rows - options.calibration_rows, options.compared_tokens // options.window
-        self._compared_rows = min(behind, max(LEAST_COMPARED, wanted))
-        self.fitted_rows = self._compared_rows // 2
+        behind = rows - options.calibration_rows
+        self._probe_rows, self._similarity_rows = (
+            min(behind, max(LEAST_LEADING, tokens // options.window))
+            for tokens in (options.probe_tokens, options.similarity_tokens)
+        )
+        self.fitted_rows = self._probe_rows // 2
         self._levels, self._rows_seen = levels, 0
         self._device = torch.device("cpu")
         self._waiting: list[_Calibration] = []
@@ -146,25 +149,25 @@ class SpikeEvidence:
             self._calibrate()
             seen = rows_of(seen, slice(missing, None))
         first_row = self._rows_seen
-        compared = max(0, min(seen.rows, self._compared_rows - first_row))
+        probed, likened = (max(0, rows - first_row) for rows in (self._probe_rows, self._similarity_rows))
         if self.plain:
-            seen = rows_of(seen, slice(None, compared))
-            if not compared:
+            seen = rows_of(seen, slice(None, max(probed, likened)))
+            if not seen.rows:
                 return
         scores = {state: targets.scores(seen.teacher_hidden[state]) for state, targets in self._targets.items()}
         tasks: list[Callable[[], None]] = [
-            partial(site.add, seen.sites[place], scores[self.layers.state_of(*place)], first_row, compared)
+            partial(site.add, seen.sites[place], scores[self.layers.state_of(*place)], first_row, probed)
             for place, site in self._sites.items()
         ]
-        if compared:
-            tasks += self._similarity.tasks(rows_of(seen, slice(None, compared)), first_row)
+        if likened:
+            tasks += self._similarity.tasks(rows_of(seen, slice(None, likened)), first_row)
         side_by_side(tasks, self._device)
         self._rows_seen += seen.rows
 
     @property
     def is_complete(self) -> bool:
         """Whether what is still to come would change nothing, as for a student that is only compared with."""
-        return self.plain and bool(self._targets) and self._rows_seen >= self._compared_rows
+        return self.plain and bool(self._targets) and self._rows_seen >= max(self._probe_rows, self._similarity_rows)
 
     def finish(self) -> Evidence:
         """What it all amounts to."""
@@ -218,7 +221,7 @@ class SpikeEvidence:
 
 def rows_needed(options: ValidationOptions) -> int:
     """Least rows for a calibration, two rows for each half, and as many arrangements as the null has permutations."""
-    return options.calibration_rows + max(LEAST_COMPARED, least_rows(options.permutations, options.permuted_rows))
+    return options.calibration_rows + max(LEAST_LEADING, least_rows(options.permutations, options.permuted_rows))
 
 
 def check_rows(rows: int, options: ValidationOptions) -> None:

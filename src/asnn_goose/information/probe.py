@@ -21,6 +21,8 @@ LEAST_PROBABILITY = 1e-12
 LEAST_RESIDUAL = 1e-9
 # Of all inputs' mean squares: below it a variance is rounding.
 ROUNDING = 1e-12
+# Columns of a triangular matrix that are not worth taking apart.
+WIDEST_SOLVED = 128
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -106,11 +108,13 @@ class RidgeMoments:
         cross = self._cross_products / self.tokens - torch.outer(input_mean, target_mean)
         variance = (self._target_squares / self.tokens - target_mean.square()).clamp(min=0.0)
         penalty = torch.maximum(ridge * covariance.diagonal().mean(), least)
-        identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-        factor = torch.linalg.cholesky(covariance + penalty * identity)
+        penalized = covariance.clone()
+        penalized.diagonal().add_(penalty)
+        factor = torch.linalg.cholesky(penalized)
         weights = torch.cholesky_solve(cross, factor)
         # With C + p I = L L', the trace of C (C + p I)^-1 is the width less |p^(1/2) L^-1|^2.
-        unused = torch.linalg.solve_triangular(factor, penalty.sqrt() * identity, upper=False).square_().sum()
+        # Scaled before it is squared, for where nothing varies p is tiny.
+        unused = (penalty.sqrt() * lower_inverse(factor)).square_().sum()
         # Centring takes one degree of freedom more than the weights do.
         degrees = 1 + len(covariance) - unused
         residual = variance - 2 * (weights * cross).sum(dim=0) + (weights * (covariance @ weights)).sum(dim=0)
@@ -162,6 +166,21 @@ class HeldOutBound:
             ValueError: No tokens so far.
         """
         return self.entropy_bits() - self._surprise_nats / (self.tokens * log(2))
+
+
+def lower_inverse(lower: Float64[Tensor, "width width"]) -> Float64[Tensor, "width width"]:
+    """The inverse of a lower triangular matrix, by blocks, in a third of what solving for the identity takes."""
+    width = len(lower)
+    if width <= WIDEST_SOLVED:
+        identity = torch.eye(width, dtype=lower.dtype, device=lower.device)
+        solved: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return solved
+    half = width // 2
+    above, below = lower_inverse(lower[:half, :half]), lower_inverse(lower[half:, half:])
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = above, below
+    inverse[half:, :half] = -(below @ (lower[half:, :half] @ above))
+    return inverse
 
 
 def bin_probabilities(
