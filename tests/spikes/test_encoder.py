@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from unittest import mock
 
@@ -364,3 +365,30 @@ def test_a_ramp_blends_the_activation_with_the_spikes_by_which_the_membrane_evol
 def test_the_recorded_estimator_has_no_membrane():
     with pytest.raises(ValueError, match="give a membrane another surrogate"):
         encoder(surrogate=RECORDED, membrane=MembraneSpec())
+
+
+COMPILED = """
+import torch
+from asnn_goose.spikes.encoder import SpikeEncoder
+from asnn_goose.spikes.surrogate import SurrogateSpec
+
+torch.manual_seed(0)
+for surrogate in ("clipped_ste", "sigmoid", "recorded_ste"):
+    for kind in ("ternary", "binary"):
+        encoder = SpikeEncoder(12, learn_alpha=True, scale="token", surrogate=SurrogateSpec(surrogate), kind=kind)
+        encoder, found = encoder.double(), []
+        x, weights = torch.randn(3, 12, dtype=torch.float64, requires_grad=True), torch.randn(3, 12).double()
+        for run in (encoder, torch.compile(encoder, backend="aot_eager")):
+            encoder.zero_grad()
+            x.grad = None
+            torch.sin(run(x).dense() * weights).sum().backward()
+            assert x.grad.any()
+            found.append([part.grad.clone() for part in (x, *encoder.parameters()) if part.grad is not None])
+        for compiled, expected in zip(*found, strict=True):
+            torch.testing.assert_close(compiled, expected)
+"""
+
+
+def test_compiled_an_encoder_has_the_gradients_that_it_has_by_itself():
+    outcome = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
