@@ -2,9 +2,10 @@
 
 A plan is a YAML file: `common` are overrides for all runs, `runs` are by name a `recipe` and its `overrides`. A run
 starts when a lane is free; lanes take the GPUs in turn. What was interrupted goes on, and a run whose DIR/NAME.json is
-complete is not run again, on whatever machine that was. That file holds the run's recipe, its results, its metrics and,
-with --text, what `asnn-goose evaluate` says of it at each window; `spiking_frontier.py` reads it. --drop-checkpoints
-deletes a finished run's checkpoints, most of its size; its weights stay. Exit code 1 if a run failed, 2 for a plan that
+complete is not run again, on whatever machine that was and whatever its overrides are by now. That file holds the run's
+recipe, its results, its metrics and, with --text, what `asnn-goose evaluate` says of it at each window on that very
+text; `spiking_frontier.py` reads it. --drop-checkpoints deletes finished runs' checkpoints, most of their size; their
+weights stay. Exit code 1 if a run failed, 2 for a plan that
 is none.
 
     python benchmarks/many_runs.py benchmarks/plans/spiking_smollm2.yaml --out runs/frontier --lanes 2 data.path=FILE
@@ -12,6 +13,7 @@ is none.
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import os
 import queue
@@ -74,7 +76,7 @@ def chosen(runs: Sequence[PlannedRun], patterns: Sequence[str] | None) -> list[P
     """
     known = [run.name for run in runs]
     wanted = [fnmatch.filter(known, pattern) for pattern in patterns or ("*",)]
-    missed = next((pattern for pattern, names in zip(patterns or (), wanted, strict=False) if not names), None)
+    missed = next((pattern for pattern, names in zip(patterns or ("*",), wanted, strict=True) if not names), None)
     if missed is not None:
         raise ConfigError(f"--only {missed}: the plan has no such run; it has {', '.join(known)}")
     return [run for run in runs if any(run.name in names for names in wanted)]
@@ -91,17 +93,27 @@ def perform(run: PlannedRun, out: Path, gpu: str | None, text: Path | None, wind
             if done.returncode != 0:
                 return False
         measured = {str(window): evaluated(folder, text, window, environment, log) for window in windows if text}
-    (out / f"{run.name}.json").write_text(json.dumps(bundle(folder, measured)), encoding="utf-8")
+    known = bundle(folder, measured) | {"text_sha256": sha256_of(text)}
+    (out / f"{run.name}.json").write_text(json.dumps(known), encoding="utf-8")
     return None not in measured.values()
 
 
 def is_finished(out: Path, run: PlannedRun, text: Path | None, windows: Sequence[int]) -> bool:
-    """Whether a run's file is there and has every evaluation that is asked for."""
+    """Whether a run's file is there and has every evaluation that is asked for, of this text where it says which."""
     try:
-        known = json.loads((out / f"{run.name}.json").read_text(encoding="utf-8"))["evaluations"]
+        known = json.loads((out / f"{run.name}.json").read_text(encoding="utf-8"))
+        measured = known["evaluations"]
     except (OSError, ValueError, KeyError):
         return False
-    return all(known.get(str(window)) for window in windows if text)
+    if text is None:
+        return True
+    same = known.get("text_sha256") in (None, sha256_of(text))
+    return same and all(measured.get(str(window)) for window in windows)
+
+
+def sha256_of(text: Path | None) -> str | None:
+    """Of the file's bytes."""
+    return None if text is None else hashlib.sha256(text.read_bytes()).hexdigest()
 
 
 def evaluated(
@@ -145,11 +157,18 @@ def work(
             return
         if perform(run, options.out, gpu, options.text, options.windows):
             if options.drop_checkpoints:
-                shutil.rmtree(RunDirectory(options.out / run.name).checkpoints, ignore_errors=True)
+                drop_checkpoints(options.out / run.name)
             print(told(options.out, run), flush=True)
         else:
             failed.append(run.name)
             print(f"{run.name}: failed, see {options.out / run.name}.log", flush=True)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete a finished run's checkpoints, if it has any here."""
+    checkpoints = RunDirectory(folder).checkpoints
+    if checkpoints.is_dir():
+        shutil.rmtree(checkpoints)
 
 
 def visible_gpus() -> list[str]:
@@ -184,6 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run in runs:
         if not is_finished(options.out, run, options.text, options.windows):
             waiting.put(run)
+            continue
+        print(f"{run.name}: finished before", flush=True)
+        if options.drop_checkpoints:
+            drop_checkpoints(options.out / run.name)
     gpus: list[str | None] = [*visible_gpus()] or [None]
     places = gpus * options.lanes
     lanes = [threading.Thread(target=work, args=(waiting, failed, gpu, options)) for gpu in places]

@@ -42,11 +42,11 @@ class ValidationOptions(Section):
     calibration_rows: int = Field(default=16, ge=2)
     """First rows, which give the principal components and the borders of bins and count for nothing else."""
     probe_tokens: int = Field(default=12_288, ge=1)
-    """Tokens behind them on whose first half probes are fitted and on whose second half these are judged; other
-    students are looked at no further. Health, information and its null take the whole text."""
+    """Tokens behind them on whose first half probes are fitted and on whose second half these are judged, at least 4
+    rows; other students' information is of the same. Health, information and its null take the whole text."""
     similarity_tokens: int = Field(default=4_096, ge=1)
-    """Tokens behind the calibration on which insides are compared by CKA, which is debiased: more are only more
-    precise, and every block is compared with every state of the teacher."""
+    """Tokens behind the calibration on which insides are compared by CKA, at least 4 rows. It is debiased: more are
+    only more precise, and every block is compared with every state of the teacher."""
     components: int = Field(default=4, ge=1, le=64)
     """Principal components of the teacher's hidden state that spikes are compared with."""
     bins: int = Field(default=8, ge=2, le=64)

@@ -123,7 +123,8 @@ class SiteInformation(Record):
     """Cross-check without bins (Ross 2014), of the same channels about the same components."""
     controls: Controls = Field(default_factory=dict)
     untrained_bits: Rounded = None
-    """Of the untrained student's spikes, by the same estimate."""
+    """Of the untrained student's spikes, by the same estimate on the leading `probe_tokens` alone, which leave more of
+    its bias."""
     dense_twin_bits: Rounded = None
     """Of the twin that was trained without spikes, its activations in bins; null where there is none."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from asnn_goose.presets import load_recipe, recipe_hash, recipe_yaml
-from many_runs import PlannedRun, chosen, is_finished, main, read_plan
+from many_runs import PlannedRun, chosen, is_finished, main, read_plan, sha256_of
 from spiking_frontier import read_run
 
 
@@ -80,18 +80,28 @@ def test_a_run_is_finished_where_its_file_has_all_that_is_asked_for(tmp_path):
     assert not is_finished(tmp_path, run, None, [32])
     path.write_text('{"evaluations": {"32": {"models": []}, "64": null}}')
     assert is_finished(tmp_path, run, None, [32, 64])
-    assert is_finished(tmp_path, run, tmp_path, [32])
-    assert not is_finished(tmp_path, run, tmp_path, [32, 64])
+    text = tmp_path / "text.txt"
+    text.write_text("one")
+    assert is_finished(tmp_path, run, text, [32])
+    assert not is_finished(tmp_path, run, text, [32, 64])
+    path.write_text(json.dumps({"evaluations": {"32": {"models": []}}, "text_sha256": sha256_of(text)}))
+    assert is_finished(tmp_path, run, text, [32])
+    text.write_text("another")
+    assert not is_finished(tmp_path, run, text, [32])
     path.write_text('{"evaluations": ')
     assert not is_finished(tmp_path, run, None, [32])
 
 
 def test_a_finished_run_is_left_alone(plan, tmp_path, capsys):
     path, out = plan("runs:\n  done: {recipe: nothing}\n"), tmp_path / "runs"
-    out.mkdir()
+    checkpoints = out / "done" / "checkpoints"
+    checkpoints.mkdir(parents=True)
     (out / "done.json").write_text('{"evaluations": {}}')
     assert main([str(path), "--out", str(out)]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "done: finished before\n"
+    assert checkpoints.is_dir()
+    assert main([str(path), "--out", str(out), "--drop-checkpoints"]) == 0
+    assert not checkpoints.exists()
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "benchmarks" / "plans").glob("*.yaml")), ids=str)

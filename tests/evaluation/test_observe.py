@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 from asnn_goose.errors import TeacherError
 from asnn_goose.evaluation.observe import (
     at_rest,
+    default_batch_rows,
     encoders_by_place,
-    fitting_rows,
     has_spikes,
     observations,
     observe,
@@ -322,9 +322,9 @@ def test_a_teacher_whose_blocks_are_not_known_is_refused(teacher, ids):
         observe(small(), other, ids)
 
 
-@pytest.mark.parametrize(("window", "rows"), [(16, 8), (2**19, 5), (2**21, 1), (2**30, 1)])
-def test_as_many_rows_are_looked_at_together_as_memory_holds(window, rows):
+@pytest.mark.parametrize(("window", "rows", "of_two"), [(2**18, 8, 8), (2**20, 5, 2), (2**22, 1, 1)])
+def test_as_many_rows_are_looked_at_together_as_memory_holds(window, rows, of_two):
     student = small(spikes={"sites": "recorded"})
     # Two blocks, k and v of each: 48 channels, spikes and pre-activations.
-    assert fitting_rows(student, window) == rows
-    assert rows == 1 or 8 * window * 48 * rows <= 2**30
+    assert default_batch_rows(student, window) == rows
+    assert default_batch_rows(student, window, students=2) == of_two

@@ -64,12 +64,14 @@ def test_the_plain_form_gives_the_same_figures_of_the_spikes():
         assert plain.cka[entry.what, entry.layer] == entry.cka
 
 
-@pytest.mark.parametrize("rows_per_batch", [5, 8])
-def test_of_a_long_text_probes_states_and_other_students_take_the_beginning_and_the_rest_takes_all(rows_per_batch):
-    options = OPTIONS.model_copy(update={"probe_tokens": 24 * TIME, "similarity_tokens": 17 * TIME})
+@pytest.mark.parametrize(("rows_per_batch", "similar"), [(5, 17), (8, 17), (8, 31)])
+def test_of_a_long_text_probes_states_and_other_students_take_the_beginning_and_the_rest_takes_all(
+    rows_per_batch, similar
+):
+    options = OPTIONS.model_copy(update={"probe_tokens": 24 * TIME, "similarity_tokens": similar * TIME})
     long, short = evidence(64, rows_per_batch, options=options).finish(), evidence(8 + 24).finish()
     assert numbers_of(long.probes) == pytest.approx(numbers_of(short.probes), abs=1e-6)
-    matched, expected = long.representation.matched, evidence(8 + 17).finish().representation.matched
+    matched, expected = long.representation.matched, evidence(8 + similar).finish().representation.matched
     assert numbers_of(matched) == pytest.approx(numbers_of(expected), abs=1e-6)
     whole = evidence(64).finish()
     assert numbers_of(long.health) == numbers_of(whole.health) != numbers_of(short.health)

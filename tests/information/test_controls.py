@@ -5,6 +5,7 @@ from asnn_goose.information import controls
 from asnn_goose.information.controls import (
     Control,
     flip_signs,
+    forget_draws,
     rate_matched_noise,
     shift_in_time,
     shuffle_in_time,
@@ -132,3 +133,12 @@ def test_the_global_generator_is_left_alone(control: Control) -> None:
 def test_a_row_that_cannot_be_shifted_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
         shift_in_time(torch.ones(1, 1, 1), 0, 0)
+
+
+def test_draws_are_kept_until_they_are_forgotten() -> None:
+    for control in DRAWN:
+        control(torch.ones(2, 8, 3), 0, 0)
+    kept = (controls._shifts, controls._orders, controls._signs)
+    assert all(draws.cache_info().currsize for draws in kept)
+    forget_draws()
+    assert not any(draws.cache_info().currsize for draws in kept)

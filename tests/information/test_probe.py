@@ -114,12 +114,13 @@ def test_a_triangular_matrix_of_any_width_is_inverted() -> None:
 
 
 def test_degrees_are_the_trace_of_the_ridge_projection() -> None:
-    x, y = normal(30, 12) * torch.linspace(0.01, 2, 12), normal(30, 1, seed=1)
+    # Wide enough for the trace to be made of blocks.
+    x, y = normal(400, 150) * torch.linspace(0.01, 2, 150), normal(400, 1, seed=1)
     xc, yc = x - x.mean(dim=0), y - y.mean(dim=0)
-    shrunk = torch.linalg.inv(xc.T @ xc + 0.1 * xc.square().mean() * 30 * torch.eye(12).double())
+    shrunk = torch.linalg.inv(xc.T @ xc + 0.1 * xc.square().mean() * 400 * torch.eye(150).double())
     residual = yc - xc @ shrunk @ xc.T @ yc
     degrees = 1 + (xc @ shrunk @ xc.T).trace()
-    expected = residual.square().mean().sqrt() / (1 - degrees / 30)
+    expected = residual.square().mean().sqrt() / (1 - degrees / 400)
     assert float(solved(x, y, ridge=0.1).deviation) == pytest.approx(float(expected), rel=1e-10)
 
 

@@ -29,7 +29,7 @@ def test_results_come_in_the_order_of_the_tasks() -> None:
 
 def test_tasks_share_the_threads_and_give_them_back(threads: int) -> None:
     found = side_by_side([torch.get_num_threads] * 5, CPU)
-    assert set(found) == {threads // min(threads, MOST_AT_ONCE)}
+    assert set(found) == {threads // min(threads, MOST_AT_ONCE, 5)}
     assert torch.get_num_threads() == threads
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -43,6 +43,10 @@ def test_as_many_run_at_once_as_is_said(threads: int) -> None:
     assert lanes == min(threads, MOST_AT_ONCE)
     meeting = threading.Barrier(lanes, timeout=30)
     assert len(side_by_side([meeting.wait] * (2 * lanes), CPU)) == 2 * lanes
+
+
+def test_a_task_that_is_alone_has_all_threads(threads: int) -> None:
+    assert side_by_side([torch.get_num_threads], CPU) == [threads]
 
 
 def test_elsewhere_one_task_follows_the_other_where_it_was_called() -> None:

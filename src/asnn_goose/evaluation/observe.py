@@ -26,10 +26,10 @@ from asnn_goose.spikes.encoder import SpikeEncoder, Spikes, token_step
 from asnn_goose.spikes.threshold import mixed_sizes
 
 Found = TypeVar("Found")
-CPU_ROWS, CPU_BYTES = 8, 2**30
+CPU_ROWS, CPU_BYTES = 8, 2**32
 """Rows of a pass on a CPU, whose memory is small, and the room that what is seen of their sites may take."""
-GPU_ROWS, GPU_BYTES = 32, 2**34
-"""The same elsewhere: of fewer rows every kernel is shorter than its launch."""
+GPU_ROWS, GPU_SHARE = 32, 0.3
+"""The same elsewhere, as a share of what is free: of fewer rows every kernel is shorter than its launch."""
 
 
 def observations(
@@ -113,12 +113,14 @@ def passes(tasks: Sequence[Callable[[], Found]], device: torch.device) -> list[F
     return side_by_side(tasks, device) if at_once else one_by_one(tasks)
 
 
-def fitting_rows(student: GooseForCausalLM, window: int) -> int:
-    """How many rows of `window` tokens are best looked at together on the student's device; at least one."""
-    most, room = (CPU_ROWS, CPU_BYTES) if student.device.type == "cpu" else (GPU_ROWS, GPU_BYTES)
+def default_batch_rows(student: GooseForCausalLM, window: int, students: int = 1) -> int:
+    """How many rows of `window` tokens so many students are best looked at together; at least one."""
+    most, room = CPU_ROWS, CPU_BYTES
+    if student.device.type == "cuda":
+        most, room = GPU_ROWS, int(GPU_SHARE * torch.cuda.mem_get_info(student.device)[0])
     channels = sum(encoder.width for encoder in site_encoders(student).values())
-    # Spikes and pre-activations, in float32.
-    return max(1, min(most, room // max(1, 2 * 4 * window * channels)))
+    # Spikes and pre-activations, in float32, of a batch and of the one before, which is being looked at.
+    return max(1, min(most, room // max(1, 2 * students * 2 * 4 * window * channels)))
 
 
 def has_spikes(student: GooseForCausalLM) -> bool:

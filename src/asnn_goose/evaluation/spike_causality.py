@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.data.tokens import TokenRows
 from asnn_goose.evaluation.observation import Place
-from asnn_goose.evaluation.observe import at_rest, encoders_by_place, fitting_rows, passes
+from asnn_goose.evaluation.observe import at_rest, default_batch_rows, encoders_by_place, passes
 from asnn_goose.evaluation.perplexity import EvaluationWindows, PerplexityResult, perplexity_of
 from asnn_goose.evaluation.student import student_perplexity
 from asnn_goose.information.controls import Control, flip_signs, rate_matched_noise, shuffle_in_time
@@ -98,7 +99,7 @@ def causal_use(
     On the leading rows that hold `options.causal_tokens` tokens, at least one row; the first token of each is not
     scored, and sums are float64. `sites` are all that are encoded, one by one, unless given; `block` keeps to one
     block, where otherwise a site is replaced in all of them. Draws follow from `options.seed` and a row's number.
-    `on_done` is told how many students have read the text, and of how many.
+    `on_done` is told how many students have read the text, and of how many, one call at a time, from any thread.
 
     Raises:
         ValueError: A site or block at which nothing is encoded.
@@ -107,8 +108,8 @@ def causal_use(
     kept = rows[: max(1, options.causal_tokens // window)]
     windows = EvaluationWindows(TokenRows(kept.flatten().cpu().numpy(), window, window), "standard", "")
     replaced = [(site, name) for site in (_sites(student, block) if sites is None else sites) for name in REPLACEMENTS]
-    rows_per_batch = options.rows_per_batch or fitting_rows(student, window)
-    students, numbers = _Students(student), count(1)
+    rows_per_batch = options.rows_per_batch or default_batch_rows(student, window)
+    students, numbers, one_at_a_time = _Students(student), count(1), Lock()
     on_done(0, 1 + len(replaced))
 
     def measure(replacement: tuple[str, str] | None) -> PerplexityResult:
@@ -117,7 +118,8 @@ def causal_use(
             if replacement is not None:
                 stack.enter_context(replaced_spikes(own, *replacement, options.seed, block=block))
             found = student_perplexity(own, windows, rows_per_batch)
-        on_done(next(numbers), 1 + len(replaced))
+        with one_at_a_time:
+            on_done(next(numbers), 1 + len(replaced))
         return found
 
     with at_rest(student):

@@ -1,7 +1,7 @@
 """What a stream of observations shows of a student's spikes: health, information, probes and similarity, in one pass.
 
 The first rows calibrate: they give principal components and the borders of bins, and count for nothing else. Of the
-leading rows behind them probes are fitted to the first half and judged on the second; on fewer still, insides are
+leading rows behind them probes are fitted to the first half and judged on the second, and on leading rows insides are
 compared. Nothing is kept but sums, so memory does not grow with the text, and sums are of whole rows in float64 or
 whole numbers, so batches do not change them.
 """
@@ -29,7 +29,7 @@ from asnn_goose.information.side_by_side import side_by_side
 from asnn_goose.validation_results import Representation, SiteHealth, SiteInformation, SiteProbe
 
 LEAST_LEADING = 4
-"""Rows that two halves of probes take at least."""
+"""Rows that two halves of probes, and a comparison, take at least."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,13 @@ class _Site:
         self, seen: SiteObservation, scores: Float64[Tensor, "rows counted components"], first_row: int, probed: int
     ) -> None:
         """Take in whole rows, the first of which is `first_row` of the text; the leading `probed` for the probes."""
+        leading = SiteObservation(seen.spikes[:probed], seen.preactivations[:probed])
         if not self._plain:
             self.health.add(seen.spikes)
-        self.information.add(seen, scores, first_row)
+            self.information.add(seen, scores, first_row)
+        elif probed:
+            self.information.add(leading, scores[:probed], first_row)
         if probed:
-            leading = SiteObservation(seen.spikes[:probed], seen.preactivations[:probed])
             self.probe.add(leading, scores[:probed], first_row)
 
 
@@ -149,9 +151,9 @@ class SpikeEvidence:
             self._calibrate()
             seen = rows_of(seen, slice(missing, None))
         first_row = self._rows_seen
-        probed, likened = (max(0, rows - first_row) for rows in (self._probe_rows, self._similarity_rows))
+        probed, similar = (max(0, rows - first_row) for rows in (self._probe_rows, self._similarity_rows))
         if self.plain:
-            seen = rows_of(seen, slice(None, max(probed, likened)))
+            seen = rows_of(seen, slice(None, max(probed, similar)))
             if not seen.rows:
                 return
         scores = {state: targets.scores(seen.teacher_hidden[state]) for state, targets in self._targets.items()}
@@ -159,8 +161,8 @@ class SpikeEvidence:
             partial(site.add, seen.sites[place], scores[self.layers.state_of(*place)], first_row, probed)
             for place, site in self._sites.items()
         ]
-        if likened:
-            tasks += self._similarity.tasks(rows_of(seen, slice(None, likened)), first_row)
+        if similar:
+            tasks += self._similarity.tasks(rows_of(seen, slice(None, similar)), first_row)
         side_by_side(tasks, self._device)
         self._rows_seen += seen.rows
 

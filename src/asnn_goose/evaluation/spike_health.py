@@ -34,9 +34,9 @@ class HealthCounts:
             ones = torch.ones(some.shape[1], device=some.device)
             for code in range(2 * self._levels + 1):
                 torch.eq(some, code - self._levels, out=met)
-                self._values[:, code] += (ones @ met).sum(dim=0).long()
+                self._values[:, code] += (ones @ met).long().sum(dim=0)
             torch.ne(some[:, 1:], some[:, :-1], out=met[:, 1:])
-            self._changes += (ones[1:] @ met[:, 1:]).sum(dim=0).long()
+            self._changes += (ones[1:] @ met[:, 1:]).long().sum(dim=0)
         rows, time, _ = spikes.shape
         self.tokens += rows * time
         self._pairs += rows * (time - 1)

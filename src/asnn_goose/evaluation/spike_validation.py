@@ -20,8 +20,8 @@ from asnn_goose.errors import ConfigError, DataError
 from asnn_goose.evaluation.layer_targets import LayerTargets, layer_targets
 from asnn_goose.evaluation.observation import Observation
 from asnn_goose.evaluation.observe import (
+    default_batch_rows,
     encoders_by_place,
-    fitting_rows,
     has_spikes,
     observe_beside,
     observe_teacher,
@@ -32,6 +32,7 @@ from asnn_goose.evaluation.spike_causality import SpikeUse, causal_use
 from asnn_goose.evaluation.spike_evidence import Evidence, PlainEvidence, SpikeEvidence, check_rows
 from asnn_goose.evaluation.spike_verdicts import recorded_verdict, sound_estimates, sound_verdict
 from asnn_goose.evaluation.untrained import untrained_student
+from asnn_goose.information.controls import forget_draws
 from asnn_goose.measurements import Record
 from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.student import GooseForCausalLM
@@ -41,7 +42,7 @@ from asnn_goose.validation_verdicts import RecordedEstimates
 
 Entry = TypeVar("Entry", bound=Record)
 OnProgress = Callable[[str, int, int], None]
-"""Is told what is being done, how many parts of it are done, and of how many."""
+"""Is told what is being done, how many parts of it are done, and of how many; one call at a time, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class SpikeValidation:
         others = [untrained_student(student, options.seed), *([] if dense_twin is None else [dense_twin])]
         evidence, recorded, beside = look.at(student, others)
         causal = causal_records(causal_use(student, rows, options, on_done=partial(on_progress, "replacing spikes")))
+        forget_draws()
         evidence = compared(evidence, beside[0], None if dense_twin is None else beside[1])
         wanted = [place for place in encoders_by_place(student) if layers.covers(*place)]
         results = ValidationResults(
@@ -163,16 +165,17 @@ class _Look:
         )
         blocks = {block: state - 1 for block, state in self.layers.made.items()}
         recorded = recorded_estimates(self._fed([student, *others], [evidence, *beside]), blocks)
-        self.on_progress("estimating", 0, 1 + len(beside))
-        found = evidence.finish()
-        self.on_progress("estimating", 1, 1 + len(beside))
-        return found, recorded, [plain.finish_plain() for plain in beside]
+        self.on_progress("estimating", 0, 1)
+        found, others_found = evidence.finish(), [plain.finish_plain() for plain in beside]
+        self.on_progress("estimating", 1, 1)
+        return found, recorded, others_found
 
     def _fed(self, students: Sequence[GooseForCausalLM], evidence: Sequence[SpikeEvidence]) -> Iterator[Observation]:
         """Observations of the first student, all students' handed to their evidence; the teacher reads once for all."""
         done = 0
         self.on_progress("reading spikes", done, len(self.rows))
-        for ids in self.rows.split(self.options.rows_per_batch or fitting_rows(students[0], self.rows.shape[1])):
+        at_once = default_batch_rows(students[0], self.rows.shape[1], len(students))
+        for ids in self.rows.split(self.options.rows_per_batch or at_once):
             taught = observe_teacher(self.teacher, ids)
             wanted = [place for place, gathered in enumerate(evidence) if not gathered.is_complete]
             tasks = [partial(observe_beside, students[place], taught, ids) for place in wanted]

@@ -57,7 +57,8 @@ def rate_matched_noise(
     """
     rows, time, width = spikes.shape
     by_channel = spikes.transpose(1, 2).contiguous()
-    orders, moved = _orders(seed, range(first_row, first_row + rows), time, width, spikes.device), by_channel.clone()
+    orders = _orders(seed, range(first_row, first_row + rows), time, width, spikes.device)
+    moved = torch.empty_like(by_channel)
     for part in row_parts(rows, spikes.device):
         torch.gather(by_channel[part], 2, orders[part], out=moved[part])
     return moved.transpose(1, 2).contiguous()
@@ -84,6 +85,12 @@ def row_parts(rows: int, device: torch.device) -> Iterator[slice]:
     """The rows of a batch as they are best worked on: each by itself, or all together."""
     step = 1 if device.type in ROW_BY_ROW else max(1, rows)
     return (slice(first, first + step) for first in range(0, rows, step))
+
+
+def forget_draws() -> None:
+    """Let go of the draws that are kept, as when a validation is over."""
+    for kept in (_shifts, _orders, _signs):
+        kept.cache_clear()
 
 
 @lru_cache(maxsize=KEPT_DRAWS)

@@ -16,7 +16,7 @@ MOST_AT_ONCE = 8
 
 
 def tasks_at_once(device: torch.device) -> int:
-    """How many tasks run next to each other: on a CPU one for each of torch's threads up to 8, elsewhere one."""
+    """How many tasks run next to each other at most: on a CPU one for each of torch's threads up to 8, elsewhere one."""
     return min(MOST_AT_ONCE, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
@@ -26,8 +26,9 @@ def side_by_side(tasks: Sequence[Callable[[], Found]], device: torch.device) -> 
     No task may change what another one reads or changes. An error of a task is raised once all that have begun are
     done.
     """
-    threads, lanes = torch.get_num_threads(), tasks_at_once(device)
-    if lanes == 1:
+    # A task that is alone has all threads.
+    threads, lanes = torch.get_num_threads(), min(tasks_at_once(device), len(tasks))
+    if lanes <= 1:
         return one_by_one(tasks)
     try:
         with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,)) as pool:
