@@ -46,7 +46,7 @@ LAYERS = [
     {"config_student", "config_recorded"},
     {"config_threshold"},
     {"config_text"},
-    {"errors", "host_memory"},
+    {"errors"},
 ]
 
 

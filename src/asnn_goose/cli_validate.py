@@ -7,7 +7,6 @@ import typer
 
 from asnn_goose.cli_shared import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, make_console, quiet_libraries
 from asnn_goose.config_validation import ValidationOptions
-from asnn_goose.host_memory import keep_large_blocks
 
 
 def validate(
@@ -34,7 +33,6 @@ def validate(
         typer.echo("error: give a MODEL, or --self-test without one", err=True)
         raise typer.Exit(EXIT_BAD_INPUT)
     quiet_libraries()
-    keep_large_blocks()
     options = ValidationOptions(window=window, permutations=permutations, seed=seed)
     console = make_console()
     if model is None:

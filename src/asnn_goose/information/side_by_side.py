@@ -16,7 +16,7 @@ MOST_AT_ONCE = 8
 
 
 def tasks_at_once(device: torch.device) -> int:
-    """How many tasks run next to each other at most: on a CPU one for each of torch's threads up to 8, elsewhere one."""
+    """How many tasks run next to each other at most: on a CPU one for each of torch's threads up to 8; else one."""
     return min(MOST_AT_ONCE, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
