@@ -289,11 +289,7 @@ class _Staircase(torch.autograd.Function):
         """The staircase itself, of both signs or of the positive one."""
         ctx.save_for_backward(z)
         ctx.levels, ctx.surrogate, ctx.signed = levels, surrogate, signed  # type: ignore[attr-defined]
-        if torch.compiler.is_compiling():
-            # Nothing in place: what torch 2.11 compiles has no gradient at all where the result was written into.
-            return staircase(z, levels, signed)
-        # The same on one new tensor: it is memory that a pass waits for.
-        return (z if signed else z.clamp_min(0.0)).abs().add_(0.5).floor_().clamp_max_(levels).copysign_(z)
+        return staircase(z, levels, signed)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_values: Tensor) -> tuple[Tensor, None, None, None]:
