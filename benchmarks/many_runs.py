@@ -5,8 +5,7 @@ starts when a lane is free; lanes take the GPUs in turn. What was interrupted go
 complete is not run again, on whatever machine that was and whatever its overrides are by now. That file holds the run's
 recipe, its results, its metrics and, with --text, what `asnn-goose evaluate` says of it at each window on that very
 text; `spiking_frontier.py` reads it. --drop-checkpoints deletes finished runs' checkpoints, most of their size; their
-weights stay. Exit code 1 if a run failed, 2 for a plan that
-is none.
+weights stay. Exit code 1 if a run failed, 2 for a plan that is none.
 
     python benchmarks/many_runs.py benchmarks/plans/spiking_smollm2.yaml --out runs/frontier --lanes 2 data.path=FILE
 """

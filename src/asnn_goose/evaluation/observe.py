@@ -114,7 +114,7 @@ def passes(tasks: Sequence[Callable[[], Found]], device: torch.device) -> list[F
 
 
 def default_batch_rows(student: GooseForCausalLM, window: int, students: int = 1) -> int:
-    """How many rows of `window` tokens so many students are best looked at together; at least one."""
+    """Rows of `window` tokens, at least one, of a pass that looks at so many students, by their device's room."""
     most, room = CPU_ROWS, CPU_BYTES
     if student.device.type == "cuda":
         most, room = GPU_ROWS, int(GPU_SHARE * torch.cuda.mem_get_info(student.device)[0])

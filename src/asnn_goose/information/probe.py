@@ -169,7 +169,7 @@ class HeldOutBound:
 
 
 def lower_inverse(lower: Float64[Tensor, "width width"]) -> Float64[Tensor, "width width"]:
-    """The inverse of a lower triangular matrix, by blocks, in a third of what solving for the identity takes."""
+    """The inverse of a lower triangular matrix, by blocks: a third of the products of solving for the identity."""
     width = len(lower)
     if width <= WIDEST_SOLVED:
         identity = torch.eye(width, dtype=lower.dtype, device=lower.device)
