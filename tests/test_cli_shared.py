@@ -1,7 +1,10 @@
+import gc
 import os
 import warnings
 
-from asnn_goose.cli_shared import make_console, quiet_libraries
+import pytest
+
+from asnn_goose.cli_shared import importing, make_console, quiet_libraries
 
 
 def test_results_and_what_is_none_go_to_different_streams(capsys):
@@ -16,3 +19,15 @@ def test_libraries_are_quiet_and_what_the_user_has_set_stays(monkeypatch):
     with warnings.catch_warnings():
         quiet_libraries()
     assert (os.environ["TRANSFORMERS_VERBOSITY"], os.environ["TOKENIZERS_PARALLELISM"]) == ("info", "true")
+
+
+def test_while_modules_are_imported_nobody_looks_for_garbage_and_afterwards_not_among_them():
+    standing = gc.get_freeze_count()
+    try:
+        with pytest.raises(ImportError), importing():
+            assert not gc.isenabled()
+            import asnn_goose.nowhere  # noqa: F401
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > standing
+    finally:
+        gc.unfreeze()

@@ -19,6 +19,7 @@ from asnn_goose.cli_shared import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     ModelArgument,
+    importing,
     make_console,
     quiet_libraries,
 )
@@ -68,7 +69,8 @@ def distill(
     else:
         # Of several processes the main one alone makes the folder and speaks.
         quiet_libraries()
-        from asnn_goose.training.distributed import decided_by_main, main_console
+        with importing():
+            from asnn_goose.training.distributed import decided_by_main, main_console
 
         folder = decided_by_main(lambda: _run_folder(recipe, resolved, out, resume))
         console = main_console(make_console())
@@ -77,7 +79,8 @@ def distill(
         _tell_results(folder, console, strict)
         return
     quiet_libraries()
-    from asnn_goose.training.distill import distill as run_distillation
+    with importing():
+        from asnn_goose.training.distill import distill as run_distillation
 
     console.print(f"run folder {folder.path}", highlight=False)
     try:
@@ -110,7 +113,8 @@ def evaluate(
 ) -> None:
     """Measure perplexity under one printed protocol."""
     quiet_libraries()
-    from asnn_goose.evaluation.command import EvaluationRequest, evaluate_models
+    with importing():
+        from asnn_goose.evaluation.command import EvaluationRequest, evaluate_models
 
     request = EvaluationRequest(model, data, teacher, window, tokens, protocol, dtype)
     report = evaluate_models(request, make_console(stderr=True))
@@ -141,7 +145,8 @@ def generate(
 ) -> None:
     """Continue a prompt."""
     quiet_libraries()
-    from asnn_goose.inference.generation import SamplingOptions, continue_prompt
+    with importing():
+        from asnn_goose.inference.generation import SamplingOptions, continue_prompt
 
     text = sys.stdin.read() if prompt == "-" else prompt
     options = SamplingOptions(max_new_tokens, temperature, top_p, greedy, seed)
@@ -179,7 +184,8 @@ def presets(
 def doctor() -> None:
     """Check the machine: versions, kernels, speed, space, and whether the hub answers."""
     quiet_libraries()
-    from asnn_goose.doctor import examine_machine
+    with importing():
+        from asnn_goose.doctor import examine_machine
 
     findings = examine_machine()
     table = Table("check", "finding", "")

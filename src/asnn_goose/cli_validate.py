@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from asnn_goose.cli_shared import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, make_console, quiet_libraries
+from asnn_goose.cli_shared import EXIT_BAD_INPUT, EXIT_CHECK_FAILED, importing, make_console, quiet_libraries
 from asnn_goose.config_validation import ValidationOptions
 
 
@@ -36,13 +36,15 @@ def validate(
     options = ValidationOptions(window=window, permutations=permutations, seed=seed)
     console = make_console()
     if model is None:
-        from asnn_goose.evaluation.validation_self_test import run_self_test
+        with importing():
+            from asnn_goose.evaluation.validation_self_test import run_self_test
 
         if not run_self_test(options, console):
             raise typer.Exit(EXIT_CHECK_FAILED)
         return
-    from asnn_goose.evaluation.validation_command import ValidationRequest, output_folder, validate_model
-    from asnn_goose.report.validation_tables import print_validation
+    with importing():
+        from asnn_goose.evaluation.validation_command import ValidationRequest, output_folder, validate_model
+        from asnn_goose.report.validation_tables import print_validation
 
     request = ValidationRequest(model, data, teacher, dense_twin, tokens, out)
     results = validate_model(request, options, make_console(stderr=True))
