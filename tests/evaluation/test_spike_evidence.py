@@ -4,7 +4,7 @@ import torch
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.errors import DataError
 from asnn_goose.evaluation.layer_targets import LayerTargets
-from asnn_goose.evaluation.spike_evidence import SpikeEvidence, check_rows, rows_needed
+from asnn_goose.evaluation.spike_evidence import SpikeEvidence, check_rows, rows_needed, rows_of
 from asnn_goose.evaluation.synthetic_spikes import SITES, synthetic_observations
 
 ROWS, TIME = 32, 48
@@ -16,9 +16,18 @@ LAYERS = LayerTargets({0: 0}, {0: 2})
 
 
 def evidence(rows=ROWS, rows_per_batch=8, plain=False, options=OPTIONS):
-    made = SpikeEvidence(options, LAYERS, rows, levels=1, plain=plain)
+    made = SpikeEvidence(options, LAYERS, rows, levels=1)
     for seen in synthetic_observations("perfect", 0, rows, TIME, 16, rows_per_batch=rows_per_batch):
         made.add(seen)
+    return beside(made, rows, rows_per_batch) if plain else made
+
+
+def beside(calibrated, rows, rows_per_batch=8):
+    """The same spikes as those of another student, from behind the calibration on."""
+    made, calibrating = calibrated.beside(), calibrated.options.calibration_rows
+    for seen in synthetic_observations("perfect", 0, rows, TIME, 16, rows_per_batch=rows_per_batch):
+        made.add(rows_of(seen, slice(calibrating, None)))
+        calibrating = max(0, calibrating - seen.rows)
     return made
 
 
@@ -86,11 +95,12 @@ def test_of_a_long_text_probes_states_and_other_students_take_the_beginning_and_
 def test_a_student_is_looked_at_until_nothing_more_counts():
     seen = list(synthetic_observations("perfect", 0, 16, TIME, 16, rows_per_batch=8))
     options = OPTIONS.model_copy(update={"probe_tokens": 4 * TIME, "similarity_tokens": 2 * TIME})
-    plain, own = (SpikeEvidence(options, LAYERS, 16, levels=1, plain=plain) for plain in (True, False))
-    for made in (plain, own):
-        made.add(seen[0])
-        assert not made.is_complete
-        made.add(seen[1])
+    own = SpikeEvidence(options, LAYERS, 16, levels=1)
+    own.add(seen[0])
+    plain = own.beside()
+    assert not plain.is_complete
+    own.add(seen[1])
+    plain.add(seen[1])
     assert plain.is_complete
     assert not own.is_complete
 

@@ -98,8 +98,10 @@ def test_a_dense_twin_is_compared_by_its_states(student, teacher, rows):
     twin = build_student(recipe.student, recipe.spikes, teacher, 0).eval()
     run = SpikeValidation(options=OPTIONS).run(student, teacher, rows.split(8), max_batches=None, dense_twin=twin)
     found = {(entry.what, entry.layer): entry.dense_twin_cka for entry in run.results.representation.matched}
-    evidence = SpikeEvidence(run.results.options, layer_targets(4, 4), ROWS, levels=1, plain=True)
-    for seen in observations(twin, teacher, rows, 8):
+    calibrated = SpikeEvidence(run.results.options, layer_targets(4, 4), ROWS, levels=1)
+    evidence, calibrating = calibrated.beside(), run.results.options.calibration_rows
+    calibrated.add(next(observations(student, teacher, rows[:calibrating], calibrating)))
+    for seen in observations(twin, teacher, rows[calibrating:], 8):
         evidence.add(seen)
     assert found["block_output", 0] == evidence.finish_plain().cka["block_output", 0]
     assert found["k", 0] is None

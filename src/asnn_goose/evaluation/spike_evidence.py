@@ -6,7 +6,7 @@ compared. Nothing is kept but sums, so memory does not grow with the text, and s
 whole numbers, so batches do not change them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,16 +80,11 @@ class _Site:
     """All accumulators of one site."""
 
     def __init__(
-        self, samples: Sequence["_SiteSample"], levels: int, targets: TeacherTargets, plan: "SpikeEvidence"
+        self, like: "_SiteSample", borders: Tensor | None, levels: int, targets: TeacherTargets, plan: "SpikeEvidence"
     ) -> None:
-        options, width, channels = plan.options, samples[0].width, samples[0].channels
-        borders, device = None, channels.device
-        if not plan.plain:
-            values = torch.cat([sample.values for sample in samples])
-            borders = equal_mass_borders(values.flatten(0, 1), options.bins)
-        self.health = HealthCounts(width, levels, device)
-        self.information = InformationCounts(levels, options, targets, borders, channels)
-        self.probe = ProbeEvidence(width, targets, plan.fitted_rows, options.seed, plan.plain)
+        self.health = HealthCounts(like.width, levels, like.channels.device)
+        self.information = InformationCounts(levels, plan.options, targets, borders, like.channels)
+        self.probe = ProbeEvidence(like.width, targets, plan.fitted_rows, plan.options.seed, plan.plain)
         self._plain = plan.plain
 
     def add(
@@ -114,17 +109,15 @@ class SpikeEvidence:
         layers: Which of the teacher's states each inside stands for.
         rows: Rows that will come, those of the calibration included.
         levels: Largest spike D.
-        plain: Whether neither null nor controls are wanted, as for a student that is only compared with.
 
     Raises:
         DataError: Too few rows for the calibration, two halves and the null; says how many are needed.
     """
 
-    def __init__(
-        self, options: ValidationOptions, layers: LayerTargets, rows: int, levels: int, plain: bool = False
-    ) -> None:
+    def __init__(self, options: ValidationOptions, layers: LayerTargets, rows: int, levels: int) -> None:
         check_rows(rows, options)
-        self.options, self.layers, self.plain = options, layers, plain
+        self.options, self.layers, self.plain = options, layers, False
+        self._rows = rows
         behind = rows - options.calibration_rows
         self._probe_rows, self._similarity_rows = (
             min(behind, max(LEAST_LEADING, tokens // options.window))
@@ -136,20 +129,34 @@ class SpikeEvidence:
         self._waiting: list[_Calibration] = []
         self._targets: dict[int, TeacherTargets] = {}
         self._sites: dict[Place, _Site] = {}
-        self._similarity = SimilarityEvidence(layers, options.seed, plain)
+        self._similarity = SimilarityEvidence(layers, options.seed)
+
+    def beside(self) -> "SpikeEvidence":
+        """Of a student that is only compared with, by what spikes tell, without null or controls.
+
+        It is asked about what this one's calibration finds, and takes in rows from behind the calibration on.
+        """
+        other = SpikeEvidence(self.options, self.layers, self._rows, self._levels)
+        other.plain, other._targets = True, self._targets
+        other._similarity = SimilarityEvidence(self.layers, self.options.seed, plain=True)
+        return other
 
     def add(self, seen: Observation) -> None:
         """Take in whole rows, in their order."""
+        if self.plain and not self._sites:
+            self._open({place: [_SiteSample.of(site, self.options.channels, 0)] for place, site in seen.sites.items()})
         missing = self.options.calibration_rows - sum(part.rows for part in self._waiting) if not self._targets else 0
         if missing > 0:
             self._waiting.append(self._sample(seen, min(missing, seen.rows)))
             if missing > seen.rows:
                 return
-            if missing == seen.rows:
-                self._calibrate()
-                return
             self._calibrate()
             seen = rows_of(seen, slice(missing, None))
+        if seen.rows:
+            self._take_in(seen)
+
+    def _take_in(self, seen: Observation) -> None:
+        """What comes behind the calibration."""
         first_row = self._rows_seen
         probed, similar = (max(0, rows - first_row) for rows in (self._probe_rows, self._similarity_rows))
         if self.plain:
@@ -201,11 +208,9 @@ class SpikeEvidence:
 
     def _sample(self, seen: Observation, rows: int) -> _Calibration:
         states = {*self.layers.given.values(), *self.layers.made.values()}
-        places = [place for place in seen.sites if self.layers.covers(*place)]
-        channels = self.options.channels
         return _Calibration(
             rows,
-            {place: _SiteSample.of(seen.sites[place], channels, rows) for place in places},
+            {place: _SiteSample.of(site, self.options.channels, rows) for place, site in seen.sites.items()},
             {state: seen.teacher_hidden[state][:rows] for state in states},
         )
 
@@ -216,9 +221,17 @@ class SpikeEvidence:
             hidden = torch.cat([part.hidden[state] for part in seen])
             self._device = hidden.device
             self._targets[state] = fit_targets(hidden, options.components, options.bins)
-        for place in sorted(seen[0].sites):
-            samples = [part.sites[place] for part in seen]
-            self._sites[place] = _Site(samples, self._levels, self._targets[self.layers.state_of(*place)], self)
+        self._open({place: [part.sites[place] for part in seen] for place in seen[0].sites})
+
+    def _open(self, sites: Mapping[Place, Sequence[_SiteSample]]) -> None:
+        """Begin to count at every site that is looked at."""
+        for place in sorted(place for place in sites if self.layers.covers(*place)):
+            borders = None
+            if not self.plain:
+                values = torch.cat([sample.values for sample in sites[place]])
+                borders = equal_mass_borders(values.flatten(0, 1), self.options.bins)
+            targets = self._targets[self.layers.state_of(*place)]
+            self._sites[place] = _Site(sites[place][0], borders, self._levels, targets, self)
 
 
 def rows_needed(options: ValidationOptions) -> int:

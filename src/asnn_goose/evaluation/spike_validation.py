@@ -159,10 +159,8 @@ class _Look:
         self, student: GooseForCausalLM, others: Sequence[GooseForCausalLM]
     ) -> tuple[Evidence, RecordedEstimates | None, list[PlainEvidence]]:
         """Everything about the student, the recorded estimates of the same observations, and what others are by it."""
-        evidence, *beside = (
-            SpikeEvidence(self.options, self.layers, len(self.rows), self.levels, plain=plain)
-            for plain in (False, *(True for _ in others))
-        )
+        evidence = SpikeEvidence(self.options, self.layers, len(self.rows), self.levels)
+        beside = [evidence.beside() for _ in others]
         blocks = {block: state - 1 for block, state in self.layers.made.items()}
         recorded = recorded_estimates(self._fed([student, *others], [evidence, *beside]), blocks)
         self.on_progress("estimating", 0, 1)
@@ -172,12 +170,15 @@ class _Look:
 
     def _fed(self, students: Sequence[GooseForCausalLM], evidence: Sequence[SpikeEvidence]) -> Iterator[Observation]:
         """Observations of the first student, all students' handed to their evidence; the teacher reads once for all."""
-        done = 0
+        done, calibration = 0, self.options.calibration_rows
         self.on_progress("reading spikes", done, len(self.rows))
-        at_once = default_batch_rows(students[0], self.rows.shape[1], len(students))
-        for ids in self.rows.split(self.options.rows_per_batch or at_once):
+        at_once = self.options.rows_per_batch or default_batch_rows(students[0], self.rows.shape[1], len(students))
+        # Students beside the first are asked about what calibrated it, and have no part in that themselves.
+        for ids in (*self.rows[:calibration].split(at_once), *self.rows[calibration:].split(at_once)):
             taught = observe_teacher(self.teacher, ids)
-            wanted = [place for place, gathered in enumerate(evidence) if not gathered.is_complete]
+            own, *beside = enumerate(evidence)
+            asked = [own, *(other for other in beside if done >= calibration)]
+            wanted = [place for place, gathered in asked if not gathered.is_complete]
             tasks = [partial(observe_beside, students[place], taught, ids) for place in wanted]
             seen = passes(tasks, self.teacher.model.device)
             for place, part in zip(wanted, seen, strict=True):

@@ -13,9 +13,8 @@ from rich.table import Table
 
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.evaluation.layer_targets import LayerTargets
-from asnn_goose.evaluation.observation import Observation
 from asnn_goose.evaluation.recorded_estimators import recorded_estimates
-from asnn_goose.evaluation.spike_evidence import SpikeEvidence
+from asnn_goose.evaluation.spike_evidence import SpikeEvidence, rows_of
 from asnn_goose.evaluation.spike_validation import compared
 from asnn_goose.evaluation.spike_verdicts import sound_verdict
 from asnn_goose.evaluation.synthetic_spikes import EXPECTED, KINDS, SITES, Kind, synthetic_observations
@@ -75,9 +74,15 @@ def self_test(options: ValidationOptions) -> list[Finding | RecordedFinding]:
 
 def judged(kind: Kind, options: ValidationOptions) -> dict[str, Criterion]:
     """The sound criteria of one kind of spikes, by name; `used` is not measured, for nothing predicts here."""
-    evidence = _fed(kind, options, untrained=False).finish()
-    beside = _fed(kind, options, untrained=True).finish_plain()
-    evidence = compared(evidence, beside, None)
+    own = SpikeEvidence(options, LAYERS, ROWS, levels=1)
+    beside = own.beside()
+    for seen in synthetic_observations(kind, options.seed, ROWS, TIME):
+        own.add(seen)
+    calibrating = options.calibration_rows
+    for seen in synthetic_observations(kind, options.seed, ROWS, TIME, untrained=True):
+        beside.add(rows_of(seen, slice(calibrating, None)))
+        calibrating = max(0, calibrating - seen.rows)
+    evidence = compared(own.finish(), beside.finish_plain(), None)
     places = [(0, site) for site in SITES]
     verdict = sound_verdict(places, evidence.information, evidence.probes, CausalUse(), options.sound)
     return {criterion.name: criterion for criterion in verdict.criteria}
@@ -123,11 +128,3 @@ def findings_table(found: Iterable[Finding | RecordedFinding]) -> Table:
 
 def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
-
-
-def _fed(kind: Kind, options: ValidationOptions, untrained: bool) -> SpikeEvidence:
-    evidence = SpikeEvidence(options, LAYERS, ROWS, levels=1, plain=untrained)
-    observations: Iterable[Observation] = synthetic_observations(kind, options.seed, ROWS, TIME, untrained=untrained)
-    for seen in observations:
-        evidence.add(seen)
-    return evidence
