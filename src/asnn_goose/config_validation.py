@@ -45,8 +45,9 @@ class ValidationOptions(Section):
     """Tokens behind them on whose first half probes are fitted and on whose second half these are judged, at least 4
     rows; other students' information is of the same. Health, information and its null take the whole text."""
     similarity_tokens: int = Field(default=4_096, ge=1)
-    """Tokens behind the calibration on which insides are compared by CKA, at least 4 rows. It is debiased: more are
-    only more precise, and every block is compared with every state of the teacher."""
+    """Tokens on which insides are compared by CKA, at least 4 rows, behind those that probes are fitted to where there
+    are so many. It is debiased: more are only more precise, and every block is compared with every state of the
+    teacher."""
     components: int = Field(default=4, ge=1, le=64)
     """Principal components of the teacher's hidden state that spikes are compared with."""
     bins: int = Field(default=8, ge=2, le=64)

@@ -4,6 +4,7 @@ import torch
 from asnn_goose.config_validation import ValidationOptions
 from asnn_goose.errors import DataError
 from asnn_goose.evaluation.layer_targets import LayerTargets
+from asnn_goose.evaluation.similarity_evidence import SimilarityEvidence
 from asnn_goose.evaluation.spike_evidence import SpikeEvidence, check_rows, rows_needed, rows_of
 from asnn_goose.evaluation.synthetic_spikes import SITES, synthetic_observations
 
@@ -80,8 +81,11 @@ def test_of_a_long_text_probes_states_and_other_students_take_the_beginning_and_
     options = OPTIONS.model_copy(update={"probe_tokens": 24 * TIME, "similarity_tokens": similar * TIME})
     long, short = evidence(64, rows_per_batch, options=options).finish(), evidence(8 + 24).finish()
     assert numbers_of(long.probes) == pytest.approx(numbers_of(short.probes), abs=1e-6)
-    matched, expected = long.representation.matched, evidence(8 + similar).finish().representation.matched
-    assert numbers_of(matched) == pytest.approx(numbers_of(expected), abs=1e-6)
+    # Probes are fitted to 12 rows; what is compared comes behind them, whole.
+    (whole_text,) = synthetic_observations("perfect", 0, 64, TIME, 16, rows_per_batch=64)
+    compared = SimilarityEvidence(LAYERS, OPTIONS.seed)
+    compared.add(rows_of(whole_text, slice(8 + 12, 8 + 12 + similar)), 12)
+    assert numbers_of(long.representation.matched) == pytest.approx(numbers_of(compared.summary().matched), abs=1e-6)
     whole = evidence(64).finish()
     assert numbers_of(long.health) == numbers_of(whole.health) != numbers_of(short.health)
     assert numbers_of(long.information) == pytest.approx(numbers_of(whole.information), abs=1e-6)

@@ -26,7 +26,7 @@ from asnn_goose.spikes.encoder import SpikeEncoder, Spikes, token_step
 from asnn_goose.spikes.threshold import mixed_sizes
 
 Found = TypeVar("Found")
-CPU_ROWS, CPU_BYTES = 8, 2**32
+CPU_ROWS, CPU_BYTES = 8, 2**31
 """Rows of a pass on a CPU, whose memory is small, and the room that what is seen of their sites may take."""
 GPU_ROWS, GPU_SHARE = 32, 0.3
 """The same elsewhere, as a share of what is free: of fewer rows every kernel is shorter than its launch."""
@@ -119,8 +119,8 @@ def default_batch_rows(student: GooseForCausalLM, window: int, students: int = 1
     if student.device.type == "cuda":
         most, room = GPU_ROWS, int(GPU_SHARE * torch.cuda.mem_get_info(student.device)[0])
     channels = sum(encoder.width for encoder in site_encoders(student).values())
-    # Spikes and pre-activations, in float32, of a batch and of the one before, which is being looked at.
-    return max(1, min(most, room // max(1, 2 * students * 2 * 4 * window * channels)))
+    # Spikes and pre-activations, in float32.
+    return max(1, min(most, room // max(1, students * 2 * 4 * window * channels)))
 
 
 def has_spikes(student: GooseForCausalLM) -> bool:

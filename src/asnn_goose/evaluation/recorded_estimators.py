@@ -56,7 +56,15 @@ def recorded_cka(spikes: Float[Tensor, "tokens width"], hidden: Float[Tensor, "t
 
 
 def recorded_estimates(batches: Iterable[Observation], layer_map: Mapping[int, int]) -> RecordedEstimates | None:
-    """The five recorded quantities of the given blocks; None where none of them encodes both k and v.
+    """What `RecordedEvidence` finds in whole rows, in their order."""
+    evidence = RecordedEvidence(layer_map)
+    for batch in batches:
+        evidence.add(batch)
+    return evidence.estimates()
+
+
+class RecordedEvidence:
+    """The five recorded quantities of the given blocks.
 
     Information and CKA are means over blocks of the figures of k, of v and of their mean, beside the output of a block
     of the teacher. What is wrong with the rest: a channel counts as active where k or v spikes, which makes rates
@@ -64,29 +72,29 @@ def recorded_estimates(batches: Iterable[Observation], layer_map: Mapping[int, i
     a spike at every single token.
 
     Args:
-        batches: Whole rows in their order; those beyond the first 10,000 tokens count for activity alone.
         layer_map: By block, the teacher's block, from 0 as in the record's map; -1 is what its first block is given.
     """
-    kept = _Kept()
-    for batch in batches:
-        for block, taught in layer_map.items():
-            if (block, "k") in batch.sites and (block, "v") in batch.sites:
-                kept.add(block, batch, taught)
-    return kept.estimates()
 
-
-class _Kept:
-    """What the estimators look at, block by block: the first tokens, and how often each channel was active."""
-
-    def __init__(self) -> None:
+    def __init__(self, layer_map: Mapping[int, int]) -> None:
+        self._layer_map = layer_map
         self._first: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self._active: dict[int, Tensor] = {}
         self._tokens: dict[int, int] = {}
 
-    def add(self, block: int, batch: Observation, taught: int) -> None:
-        """Take in whole rows of one block."""
-        k, v = (batch.sites[block, site].spikes.flatten(0, 1) for site in ("k", "v"))
-        hidden = batch.teacher_hidden[taught + 1].flatten(0, 1)
+    def add(self, batch: Observation) -> None:
+        """Take in whole rows; those beyond the first 10,000 tokens count for activity alone."""
+        for block, taught in self._layer_map.items():
+            if (block, "k") in batch.sites and (block, "v") in batch.sites:
+                k, v = (batch.sites[block, site].spikes.flatten(0, 1) for site in ("k", "v"))
+                self._add_block(block, k, v, batch.teacher_hidden[taught + 1].flatten(0, 1))
+
+    def _add_block(
+        self,
+        block: int,
+        k: Float[Tensor, "tokens width"],
+        v: Float[Tensor, "tokens width"],
+        hidden: Float[Tensor, "tokens teacher_width"],
+    ) -> None:
         seen = self._tokens.get(block, 0)
         if seen < INFORMATION_TOKENS:
             self._first.setdefault(block, []).append((k, v, hidden))
@@ -94,7 +102,7 @@ class _Kept:
         self._tokens[block] = seen + len(k)
 
     def estimates(self) -> RecordedEstimates | None:
-        """Means over all blocks."""
+        """Means over all blocks; None where none of them encodes both k and v."""
         if not self._tokens:
             return None
         bits, similar = [], []

@@ -1,7 +1,7 @@
 """What a stream of observations shows of a student's spikes: health, information, probes and similarity, in one pass.
 
 The first rows calibrate: they give principal components and the borders of bins, and count for nothing else. Of the
-leading rows behind them probes are fitted to the first half and judged on the second, and on leading rows insides are
+leading rows behind them probes are fitted to the first half and judged on the second, and from there on insides are
 compared. Nothing is kept but sums, so memory does not grow with the text, and sums are of whole rows in float64 or
 whole numbers, so batches do not change them.
 """
@@ -124,6 +124,8 @@ class SpikeEvidence:
             for tokens in (options.probe_tokens, options.similarity_tokens)
         )
         self.fitted_rows = self._probe_rows // 2
+        # Behind the rows that probes are fitted to, where there are so many: moments of both are never held at once.
+        self._similarity_start = max(0, min(self.fitted_rows, behind - self._similarity_rows))
         self._levels, self._rows_seen = levels, 0
         self._device = torch.device("cpu")
         self._waiting: list[_Calibration] = []
@@ -158,9 +160,11 @@ class SpikeEvidence:
     def _take_in(self, seen: Observation) -> None:
         """What comes behind the calibration."""
         first_row = self._rows_seen
-        probed, similar = (max(0, rows - first_row) for rows in (self._probe_rows, self._similarity_rows))
+        probed = max(0, self._probe_rows - first_row)
+        start = self._similarity_start - first_row
+        similar = slice(max(0, start), max(0, start + self._similarity_rows))
         if self.plain:
-            seen = rows_of(seen, slice(None, max(probed, similar)))
+            seen = rows_of(seen, slice(None, max(probed, similar.stop)))
             if not seen.rows:
                 return
         scores = {state: targets.scores(seen.teacher_hidden[state]) for state, targets in self._targets.items()}
@@ -168,15 +172,17 @@ class SpikeEvidence:
             partial(site.add, seen.sites[place], scores[self.layers.state_of(*place)], first_row, probed)
             for place, site in self._sites.items()
         ]
-        if similar:
-            tasks += self._similarity.tasks(rows_of(seen, slice(None, similar)), first_row)
+        compared = rows_of(seen, similar)
+        if compared.rows:
+            tasks += self._similarity.tasks(compared, first_row + similar.start)
         side_by_side(tasks, self._device)
         self._rows_seen += seen.rows
 
     @property
     def is_complete(self) -> bool:
         """Whether what is still to come would change nothing, as for a student that is only compared with."""
-        return self.plain and bool(self._targets) and self._rows_seen >= max(self._probe_rows, self._similarity_rows)
+        last = max(self._probe_rows, self._similarity_start + self._similarity_rows)
+        return self.plain and bool(self._targets) and self._rows_seen >= last
 
     def finish(self) -> Evidence:
         """What it all amounts to."""

@@ -5,7 +5,7 @@ outcome.summary
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,7 +27,7 @@ from asnn_goose.evaluation.observe import (
     observe_teacher,
     passes,
 )
-from asnn_goose.evaluation.recorded_estimators import recorded_estimates
+from asnn_goose.evaluation.recorded_estimators import RecordedEvidence
 from asnn_goose.evaluation.spike_causality import SpikeUse, causal_use
 from asnn_goose.evaluation.spike_evidence import Evidence, PlainEvidence, SpikeEvidence, check_rows
 from asnn_goose.evaluation.spike_verdicts import recorded_verdict, sound_estimates, sound_verdict
@@ -160,32 +160,35 @@ class _Look:
     ) -> tuple[Evidence, RecordedEstimates | None, list[PlainEvidence]]:
         """Everything about the student, the recorded estimates of the same observations, and what others are by it."""
         evidence = SpikeEvidence(self.options, self.layers, len(self.rows), self.levels)
-        beside = [evidence.beside() for _ in others]
-        blocks = {block: state - 1 for block, state in self.layers.made.items()}
-        recorded = recorded_estimates(self._fed([student, *others], [evidence, *beside]), blocks)
-        self.on_progress("estimating", 0, 1)
-        found, others_found = evidence.finish(), [plain.finish_plain() for plain in beside]
-        self.on_progress("estimating", 1, 1)
-        return found, recorded, others_found
-
-    def _fed(self, students: Sequence[GooseForCausalLM], evidence: Sequence[SpikeEvidence]) -> Iterator[Observation]:
-        """Observations of the first student, all students' handed to their evidence; the teacher reads once for all."""
+        pairs = [(other, evidence.beside()) for other in others]
+        recorded = RecordedEvidence({block: state - 1 for block, state in self.layers.made.items()})
         done, calibration = 0, self.options.calibration_rows
         self.on_progress("reading spikes", done, len(self.rows))
-        at_once = self.options.rows_per_batch or default_batch_rows(students[0], self.rows.shape[1], len(students))
-        # Students beside the first are asked about what calibrated it, and have no part in that themselves.
+        at_once = self.options.rows_per_batch or default_batch_rows(student, self.rows.shape[1], 1 + len(others))
         for ids in (*self.rows[:calibration].split(at_once), *self.rows[calibration:].split(at_once)):
-            taught = observe_teacher(self.teacher, ids)
-            own, *beside = enumerate(evidence)
-            asked = [own, *(other for other in beside if done >= calibration)]
-            wanted = [place for place, gathered in asked if not gathered.is_complete]
-            tasks = [partial(observe_beside, students[place], taught, ids) for place in wanted]
-            seen = passes(tasks, self.teacher.model.device)
-            for place, part in zip(wanted, seen, strict=True):
-                evidence[place].add(part)
+            # Students beside the first are asked about what calibrated it, and have no part in that themselves.
+            asked = [pair for pair in pairs if done >= calibration and not pair[1].is_complete]
+            recorded.add(self._read(ids, [(student, evidence), *asked]))
             done += len(ids)
             self.on_progress("reading spikes", done, len(self.rows))
-            yield seen[0]
+        self.on_progress("estimating", 0, 1)
+        found, others_found = evidence.finish(), [plain.finish_plain() for _, plain in pairs]
+        self.on_progress("estimating", 1, 1)
+        return found, recorded.estimates(), others_found
+
+    def _read(
+        self, ids: Int[Tensor, "batch time"], asked: Sequence[tuple[GooseForCausalLM, SpikeEvidence]]
+    ) -> Observation:
+        """Hand each student's evidence what is seen of it, and return what is seen of the first.
+
+        The teacher reads once for all. What is seen is let go of before the next rows are read.
+        """
+        taught = observe_teacher(self.teacher, ids)
+        tasks = [partial(observe_beside, student, taught, ids) for student, _ in asked]
+        seen = passes(tasks, self.teacher.model.device)
+        for (_, evidence), part in zip(asked, seen, strict=True):
+            evidence.add(part)
+        return seen[0]
 
 
 def joined_rows(batches: Iterable[Int[Tensor, "batch time"]], max_batches: int | None) -> Int[Tensor, "rows time"]:
