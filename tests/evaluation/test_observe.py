@@ -20,6 +20,7 @@ from asnn_goose.evaluation.observe import (
 from asnn_goose.models.anatomy import teacher_anatomy
 from asnn_goose.models.build import build_student
 from asnn_goose.models.configuration import GooseConfig
+from asnn_goose.models.cpu_linear import onednn_linears
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.presets import load_recipe
 from asnn_goose.spikes import encoder
@@ -99,7 +100,7 @@ def given_to_encoders(student, ids):
         encoder.register_forward_pre_hook(lambda _, given, place=place: seen.update({place: given[0]}))
         for place, encoder in encoders_by_place(student).items()
     ]
-    with torch.no_grad():
+    with torch.no_grad(), onednn_linears(student):
         student(ids)
     for hook in hooks:
         hook.remove()

@@ -18,6 +18,7 @@ from asnn_goose.evaluation.student import site_encoders
 from asnn_goose.information.controls import row_parts
 from asnn_goose.information.side_by_side import one_by_one, side_by_side
 from asnn_goose.models.anatomy import LLAMA_FAMILY, body_blocks
+from asnn_goose.models.cpu_linear import onednn_linears
 from asnn_goose.models.goose_mixer import GooseMixer
 from asnn_goose.models.student import GooseForCausalLM
 from asnn_goose.models.sublayers import residual_stream
@@ -76,7 +77,7 @@ def observe_teacher(
             "student whose teacher is one of these"
         )
     taught = teacher.model.base_model
-    with at_rest(teacher.model):
+    with at_rest(teacher.model), onednn_linears(teacher.model):
         blocks, _ = body_blocks(taught)
         _, hidden = residual_stream(taught, range(len(blocks) + 1), ids.to(taught.device))
     return hidden
@@ -90,7 +91,7 @@ def observe_beside(
     """What `observe` sees, where the teacher has read the rows already."""
     sites: dict[Place, SiteObservation] = {}
     states: dict[int, Tensor] = {}
-    with at_rest(student), _watched(student, sites, states):
+    with at_rest(student), onednn_linears(student), _watched(student, sites, states):
         places = range(1, len(student.model.layers) + 1)
         _, block_outputs = residual_stream(student.model, places, ids.to(student.device))
     return Observation(sites, states, block_outputs, teacher_hidden)
