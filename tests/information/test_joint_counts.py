@@ -101,6 +101,15 @@ def test_batches_change_no_permuted_table(batches: list[int]) -> None:
     assert torch.equal(permuted(11, batches), permuted(11, [11]))
 
 
+def test_more_tokens_than_float32_counts_change_no_permuted_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = permuted(23, [23])
+    monkeypatch.setattr("asnn_goose.information.joint_counts.EXACT_TOKENS", 2 * 4 * codes(1)[0].shape[1])
+    added = []
+    monkeypatch.setattr(torch.Tensor, "zero_", lambda counts: added.append(counts.sum()) or counts.fill_(0))
+    assert torch.equal(permuted(23, [23]), expected)
+    assert len(added) == 2
+
+
 def test_another_seed_permutes_otherwise() -> None:
     assert not torch.equal(permuted(11, [11]), permuted(11, [11], seed=8))
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from asnn_goose.information.permutations import LEAST_PERMUTED_ROWS, draw_derangements
 
-# One-hot columns of more tokens are taken in turns; sums in float32 are exact up to 2**24.
+# One-hot columns of more tokens are taken in turns.
 CHUNK_TOKENS = 2**15
+EXACT_TOKENS = 2**24
+"""Tokens up to which float32 counts without a mistake."""
 KEPT_MEETINGS = 16
 """Groups whose permutations are kept: many sites ask for the same ones, one after another."""
 
@@ -114,7 +116,10 @@ class PermutedCounts:
         self._permuted_rows = permuted_rows
         self._seed = seed
         self._groups = 0
-        self._counts = torch.zeros(permutations, *sizes.columns, dtype=torch.int64, device=device)
+        # Of tokens that float32 counts exactly; those of earlier tokens, once there are any, as whole numbers.
+        self._counts = torch.zeros(permutations, *sizes.columns, device=device)
+        self._earlier: Tensor | None = None
+        self._tokens = 0
         self._waiting: tuple[Tensor, Tensor] | None = None
 
     def add(self, first: Int[Tensor, "rows time channels"], second: Int[Tensor, "rows time targets"]) -> None:
@@ -128,7 +133,7 @@ class PermutedCounts:
             first, second = torch.cat([self._waiting[0], first]), torch.cat([self._waiting[1], second])
         size = self._permuted_rows
         while len(first) >= size + 2:
-            self._counts += self._group_counts(first[:size], second[:size])
+            self._add_group(first[:size], second[:size])
             self._groups += 1
             first, second = first[size:], second[size:]
         # Copies: a view would keep the whole batch.
@@ -142,12 +147,27 @@ class PermutedCounts:
         """
         if self._waiting is None:
             raise ValueError("no rows to permute: at least 2 are needed, got 0")
-        return self._sizes.tables(self._counts + self._group_counts(*self._waiting))
+        total = self._counts.long()
+        if self._earlier is not None:
+            total += self._earlier
+        meetings, pairs = self._group(*self._waiting)
+        total += (meetings @ pairs).view(total.shape).long()
+        return self._sizes.tables(total)
 
-    def _group_counts(
+    def _add_group(self, first: Int[Tensor, "rows time channels"], second: Int[Tensor, "rows time targets"]) -> None:
+        tokens = first.shape[0] * first.shape[1]
+        if self._tokens + tokens > EXACT_TOKENS:
+            whole = self._counts.long()
+            self._earlier = whole if self._earlier is None else self._earlier.add_(whole)
+            self._counts.zero_()
+            self._tokens = 0
+        self._tokens += tokens
+        self._counts.flatten(1).addmm_(*self._group(first, second))
+
+    def _group(
         self, first: Int[Tensor, "rows time channels"], second: Int[Tensor, "rows time targets"]
-    ) -> Int64[Tensor, "permutations first_columns second_columns"]:
-        """Counts of one group under all permutations."""
+    ) -> tuple[Float32[Tensor, "permutations pairs"], Float32[Tensor, "pairs tables"]]:
+        """One group: which rows meet in each permutation, and the tables of any two; their product counts."""
         rows = len(first)
         meetings = _meetings(rows, len(self._counts), self._seed, self._groups, first.device)
         # time rows columns
@@ -156,8 +176,7 @@ class PermutedCounts:
         met = hot_first.flatten(1).T @ hot_second.flatten(1)
         # rows rows first_columns second_columns
         by_rows = met.unflatten(1, (rows, -1)).unflatten(0, (rows, -1)).transpose(1, 2)
-        counts: Tensor = meetings @ by_rows.flatten(2).flatten(0, 1)
-        return counts.view(self._counts.shape).long()
+        return meetings, by_rows.flatten(2).flatten(0, 1)
 
 
 @lru_cache(maxsize=KEPT_MEETINGS)
