@@ -21,25 +21,30 @@ class SelfProducts:
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.width = width
-        self._strip = max(NARROWEST_STRIP, even_columns(-(-width // STRIPS)))
-        self._upper = torch.zeros(width, width, dtype=torch.float64, device=device)
+        strip = max(NARROWEST_STRIP, even_columns(-(-width // STRIPS)))
+        # By its first column, a strip of rows from the diagonal on: what lies left of that takes no memory either.
+        self._strips = {
+            first: torch.zeros(min(strip, width - first), width - first, dtype=torch.float64, device=device)
+            for first in range(0, width, strip)
+        }
 
     def add(self, x: Real[Tensor, "tokens width"]) -> None:
         """Take in tokens; each call multiplies in their own number type."""
-        for first in range(0, self.width, self._strip):
-            strip, rest = x[:, first : first + self._strip], x[:, first:]
-            place = self._upper[first : first + self._strip, first:]
+        for first, place in self._strips.items():
+            strip, rest = x[:, first : first + len(place)], x[:, first:]
             if x.dtype == torch.float64:
                 place.addmm_(strip.T, rest)
             else:
                 place += strip.T @ rest
 
     def total(self) -> Float64[Tensor, "width width"]:
-        """Both triangles, as a copy."""
-        total = self._upper.clone()
-        for first in range(0, self.width, self._strip):
-            behind = first + self._strip
-            total[behind:, first:behind] = total[first:behind, behind:].T
+        """Both triangles."""
+        found = next(iter(self._strips.values()))
+        total = found.new_empty(self.width, self.width)
+        for first, place in self._strips.items():
+            behind = first + len(place)
+            total[first:behind, first:] = place
+            total[behind:, first:behind] = place[:, len(place) :].T
         return total
 
 
