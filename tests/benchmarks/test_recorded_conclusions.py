@@ -20,6 +20,7 @@ from many_runs import bundle, read_plan
 from recorded_conclusions import COLUMNS, QUESTIONS, SEED, main, ratio_on_text
 
 PLAN = Path(__file__).parents[2] / "benchmarks" / "plans" / "recorded_smollm2.yaml"
+SHIPPED = PLAN.parents[1] / "results" / PLAN.stem
 TEACHER = 20.0
 
 
@@ -170,3 +171,14 @@ def test_the_capacity_cells_add_what_v14_1_added_to_v12_1():
     cell = load_recipe("v12.1", runs["512-both-s42"].overrides)
     v14_1 = load_recipe("v14.1", runs["v14.1-exact-s42"].overrides)
     assert (cell.student, cell.spikes, cell.objective) == (v14_1.student, v14_1.spikes, v14_1.objective)
+
+
+def test_the_runs_that_are_shipped_are_the_plans_and_as_many_as_the_results_say(capsys):
+    planned, shipped = {run.name for run in read_plan(PLAN, ())}, {path.stem for path in SHIPPED.glob("*.json")}
+    assert shipped <= planned
+    said = (PLAN.parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"**{len(shipped)} of the plan's {len(planned)} runs so far**" in said
+    assert main([str(SHIPPED), "--teacher-perplexity", "38.51681"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"### {title}" in printed for title in QUESTIONS)
+    assert "### Other runs" not in printed
