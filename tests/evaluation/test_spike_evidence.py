@@ -109,6 +109,28 @@ def test_a_student_is_looked_at_until_nothing_more_counts():
     assert not own.is_complete
 
 
+def test_a_student_is_not_compared_before_the_other_is_calibrated():
+    seen = next(synthetic_observations("perfect", 0, 16, TIME, 16, rows_per_batch=8))
+    with pytest.raises(ValueError, match="behind the calibration"):
+        SpikeEvidence(OPTIONS, LAYERS, 16, levels=1).beside().add(seen)
+
+
+def test_evidence_of_any_student_is_gathered_where_the_teacher_is(monkeypatch):
+    devices = []
+    monkeypatch.setattr(
+        "asnn_goose.evaluation.spike_evidence.side_by_side",
+        lambda tasks, device: devices.append(device) or [task() for task in tasks],
+    )
+    own = SpikeEvidence(OPTIONS, LAYERS, 16, levels=1)
+    own._device = torch.device("meta")
+    for seen in synthetic_observations("perfect", 0, 16, TIME, 16, rows_per_batch=8):
+        own.add(seen)
+    plain = own.beside()
+    plain._device = torch.device("meta")
+    plain.add(seen)
+    assert devices == [torch.device("cpu")] * 2
+
+
 def numbers_of(records):
     """All figures but null and names, in their order."""
     return [value for _, value in flattened([record.model_dump() for record in records]) if isinstance(value, float)]

@@ -144,7 +144,13 @@ class SpikeEvidence:
         return other
 
     def add(self, seen: Observation) -> None:
-        """Take in whole rows, in their order."""
+        """Take in whole rows, in their order.
+
+        Raises:
+            ValueError: What this one is beside has not been calibrated.
+        """
+        if self.plain and not self._targets:
+            raise ValueError("students are compared behind the calibration: give the first one its rows before")
         if self.plain and not self._sites:
             self._open({place: [_SiteSample.of(site, self.options.channels, 0)] for place, site in seen.sites.items()})
         missing = self.options.calibration_rows - sum(part.rows for part in self._waiting) if not self._targets else 0
@@ -159,7 +165,7 @@ class SpikeEvidence:
 
     def _take_in(self, seen: Observation) -> None:
         """What comes behind the calibration."""
-        first_row = self._rows_seen
+        first_row, self._device = self._rows_seen, seen.teacher_hidden[0].device
         probed = max(0, self._probe_rows - first_row)
         start = self._similarity_start - first_row
         similar = slice(max(0, start), max(0, start + self._similarity_rows))
@@ -225,7 +231,6 @@ class SpikeEvidence:
         options = self.options
         for state in sorted(seen[0].hidden):
             hidden = torch.cat([part.hidden[state] for part in seen])
-            self._device = hidden.device
             self._targets[state] = fit_targets(hidden, options.components, options.bins)
         self._open({place: [part.sites[place] for part in seen] for place in seen[0].sites})
 
