@@ -1,4 +1,4 @@
-"""Linear layers on a CPU by oneDNN, where torch's own take MKL: that one leaves other makers' vector units half idle.
+"""Linear layers on a CPU by oneDNN, where torch's own take MKL: that one leaves other makers' vector units partly idle.
 
 On 2 cores of an AMD EPYC (AVX-512) MKL multiplies float32 matrices at 100 to 150 GFLOP/s, oneDNN at 170 to 190.
 """
