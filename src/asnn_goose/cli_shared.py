@@ -33,10 +33,10 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Within the block modules are imported without a search for garbage, of which imports make next to none.
+    """Within the block modules are imported without a search for garbage.
 
-    A fifth of the seconds that torch and transformers take to import went into such searches; and what stands then is
-    not searched again.
+    Torch and transformers make half a million objects that stay, and every search looks at all of them again; those
+    that stand in the end are not searched any more.
     """
     gc.disable()
     try:

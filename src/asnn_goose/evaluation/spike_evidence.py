@@ -80,7 +80,12 @@ class _Site:
     """All accumulators of one site."""
 
     def __init__(
-        self, like: "_SiteSample", borders: Tensor | None, levels: int, targets: TeacherTargets, plan: "SpikeEvidence"
+        self,
+        like: "_SiteSample",
+        borders: Float64[Tensor, "channels borders"] | None,
+        levels: int,
+        targets: TeacherTargets,
+        plan: "SpikeEvidence",
     ) -> None:
         self.health = HealthCounts(like.width, levels, like.channels.device)
         self.information = InformationCounts(levels, plan.options, targets, borders, like.channels)
