@@ -1,6 +1,6 @@
 """Linear layers on a CPU by oneDNN, where torch's own take MKL: that one leaves other makers' vector units partly idle.
 
-On an AMD EPYC (AVX-512, 2 cores) oneDNN takes 0.74 to 0.94 of the time (benchmarks/cpu_linear.py).
+On an AMD EPYC (AVX-512, 2 cores) oneDNN takes 0.73 to 0.94 of the time (benchmarks/cpu_linear.py).
 """
 
 from collections.abc import Iterator
